@@ -1,0 +1,222 @@
+# What is compiled, how, and into what. Called by build.sh from the top of the tree:
+#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|unit|commands}
+# Third-party sources are unpacked in build/deps before make starts (fetch.sh).
+
+MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+TARGET ?= riscv64
+BUILD  := build
+DEPS   := $(BUILD)/deps
+OUT    := $(BUILD)/$(TARGET)
+UNIT   := $(BUILD)/unit
+include config/targets/$(TARGET).mk
+
+# $(call files_below,FOLDER/,PATTERN…): every file below it that matches.
+files_below = $(sort $(foreach entry,$(wildcard $1*),$(if $(wildcard $(entry)/.),\
+    $(call files_below,$(entry)/,$2),$(filter $2,$(entry)))))
+
+# --- Which sources make which product ------------------------------------------------------------
+
+# platter.elf = COMMON + PLATTER + libraries; selftest.elf = COMMON + SELFTEST + libraries.
+COMMON_SOURCES := \
+    $(filter-out boot/$(TARGET)/start/%,$(call files_below,boot/$(TARGET)/,%.c %.S)) \
+    $(wildcard boot/*.c) \
+    $(call files_below,core/,%.c) \
+    $(call files_below,net/,%.c) \
+    $(call files_below,blk/,%.c) \
+    $(filter-out apps/platter.c apps/selftest/%,$(call files_below,apps/,%.c))
+PLATTER_SOURCES  := $(wildcard apps/platter.c)
+SELFTEST_SOURCES := $(call files_below,apps/selftest/,%.c) $(call files_below,tests/guest/,%.c)
+
+# start.bin: the machine-mode start that takes the firmware's place.
+START_SOURCES := $(wildcard boot/$(TARGET)/start/*.S)
+
+# Unit tests: each tests/unit/test_NAME.c is a program, linked with libplatter-host.a, which holds
+# what runs on the development machine. HOST_EXCLUDE (patterns) keeps out what cannot: files that
+# need lwIP, a board, or the link script's symbols.
+UNIT_TESTS   := $(wildcard tests/unit/test_*.c)
+UNIT_HELPERS := $(filter-out $(UNIT_TESTS),$(wildcard tests/unit/*.c))
+HOST_EXCLUDE := net/lwip_%.c apps/platter.c apps/selftest/%
+HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
+    $(call files_below,core/,%.c) \
+    $(call files_below,blk/,%.c) \
+    $(wildcard net/*.c) \
+    $(call files_below,apps/,%.c) \
+    $(call files_below,boot/host/,%.c))
+
+# Third party, from the unpacked trees.
+LWIP_SOURCES := $(wildcard $(DEPS)/lwip/src/core/*.c $(DEPS)/lwip/src/core/ipv4/*.c \
+    $(DEPS)/lwip/src/core/ipv6/*.c) $(DEPS)/lwip/src/netif/ethernet.c
+LIBFDT_SOURCES := $(filter-out %/fdt_overlay.c,$(wildcard $(DEPS)/libfdt/libfdt/*.c))
+PICOLIBC := $(DEPS)/$(TARGET)/picolibc
+LIBC     := $(PICOLIBC)/lib/libc.a
+
+# --- How ------------------------------------------------------------------------------------------
+
+CLANG   := clang-14
+LD      := ld.lld-14
+AR      := llvm-ar-14
+OBJCOPY := llvm-objcopy-14
+SIZE    := llvm-size-14
+STRIP_FLAGS := --strip-all
+
+# The same tree gives the same bits in any folder.
+PREFIX_MAP := -ffile-prefix-map=$(CURDIR)=.
+
+WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla
+
+# Not -ffreestanding: clang 14 then treats memcpy and friends as unknown functions and calls them
+# even for 8 bytes. The libc that hosted code may expect is there: picolibc.
+TARGET_CODE := $(TARGET_FLAGS) -O2 -g $(PREFIX_MAP) -ffunction-sections -fdata-sections \
+    -fno-omit-frame-pointer -fno-common -nostdlibinc
+
+# Ours say "core/mem/heap.h". config/ is searched for quoted names only (lwIP asks for "lwipopts.h"),
+# or <limits.h> would find config/limits.h.
+OUR_INCLUDES := -I. -Inet/port -iquote config
+LIBRARY_INCLUDES := -isystem $(DEPS)/lwip/src/include -isystem $(DEPS)/libfdt/libfdt
+LIBC_INCLUDES := -isystem $(PICOLIBC)/include
+
+FLAGS_OURS  := $(TARGET_CODE) -std=c17 -D_DEFAULT_SOURCE $(WARNINGS) $(OUR_INCLUDES) $(LIBRARY_INCLUDES) $(LIBC_INCLUDES)
+FLAGS_ASM   := $(TARGET_CODE) -I.
+FLAGS_THIRD := $(TARGET_CODE) -std=gnu17 -Wall -Wno-unused $(OUR_INCLUDES) $(LIBRARY_INCLUDES) $(LIBC_INCLUDES)
+
+# Our memcpy and its kind must not be compiled into calls of themselves.
+FLAGS_MEM := -fno-builtin
+
+LINK_SCRIPT := boot/$(TARGET)/kernel.ld
+LINK_FLAGS  := $(TARGET_LDFLAGS) -static --gc-sections --fatal-warnings --build-id=none
+
+HOST_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+HOST_COVERAGE := -fprofile-instr-generate -fcoverage-mapping
+FLAGS_HOST := -std=c17 -D_DEFAULT_SOURCE -g -O1 -fno-omit-frame-pointer $(PREFIX_MAP) $(WARNINGS) \
+    $(HOST_SANITIZE) $(HOST_COVERAGE) -I. -isystem $(DEPS)/libfdt/libfdt
+FLAGS_HOST_THIRD := -std=gnu17 -g -O1 -w $(HOST_SANITIZE) -isystem $(DEPS)/libfdt/libfdt
+
+# On the host, our mem* functions take other names, so that a test can compare them with libc's.
+FLAGS_HOST_MEM := -fno-builtin $(foreach name,memcpy memmove memset memcmp,-D$(name)=platter_$(name))
+
+# --- A change of flags or of a list is a change of a file -----------------------------------------
+
+KEYS := $(OUT)/keys
+ifeq ($(wildcard $(KEYS)/.),)
+$(shell mkdir -p $(KEYS))
+endif
+
+# $(call key,NAME,TEXT): build/TARGET/keys/NAME holds TEXT; it is written only when that is news.
+differs = $(subst [$(strip $1)],,[$(strip $2)])
+key = $(if $(call differs,$(file <$(KEYS)/$1),$1: $2),$(file >$(KEYS)/$1,$1: $(strip $2)))
+
+# --- Objects --------------------------------------------------------------------------------------
+
+object  = $(patsubst %,$(OUT)/obj/%.o,$(patsubst $(DEPS)/%,deps/%,$1))
+hosted  = $(patsubst %,$(UNIT)/obj/%.o,$(patsubst $(DEPS)/%,deps/%,$1))
+
+COMMON_OBJECTS   := $(call object,$(COMMON_SOURCES))
+PLATTER_OBJECTS  := $(call object,$(PLATTER_SOURCES))
+SELFTEST_OBJECTS := $(call object,$(SELFTEST_SOURCES))
+LIBRARY_OBJECTS  := $(call object,$(LWIP_SOURCES) $(LIBFDT_SOURCES))
+START_OBJECTS    := $(call object,$(START_SOURCES))
+
+HOST_OBJECTS   := $(call hosted,$(HOST_SOURCES) $(LIBFDT_SOURCES))
+HELPER_OBJECTS := $(call hosted,$(UNIT_HELPERS))
+TEST_OBJECTS   := $(call hosted,$(UNIT_TESTS))
+TEST_PROGRAMS  := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_TESTS))
+
+PICOLIBC_KEY := $(notdir $(wildcard $(DEPS)/picolibc/.unpacked-*)) $(TARGET_CPU_FAMILY) $(TARGET_FLAGS)
+
+$(call key,ours,$(FLAGS_OURS) $(FLAGS_MEM))
+$(call key,asm,$(FLAGS_ASM))
+$(call key,third,$(FLAGS_THIRD))
+$(call key,host,$(FLAGS_HOST) $(FLAGS_HOST_MEM))
+$(call key,host-third,$(FLAGS_HOST_THIRD))
+$(call key,picolibc,$(PICOLIBC_KEY))
+$(call key,platter,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(LIBRARY_OBJECTS))
+$(call key,selftest,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(SELFTEST_OBJECTS) $(LIBRARY_OBJECTS))
+$(call key,start,$(TARGET_LDFLAGS) $(START_OBJECTS))
+$(call key,host-objects,$(HOST_OBJECTS))
+$(call key,helpers,$(HELPER_OBJECTS))
+
+# Every object leaves a .d (what it was made of) and a .json (how: a line of compile_commands.json).
+DEPEND = -MMD -MP -MJ $(@:.o=.json)
+QUIET  = @mkdir -p $(@D) && echo "  $1  $<" &&
+
+$(OUT)/obj/core/lib/mem_%.c.o: core/lib/mem_%.c $(KEYS)/ours $(LIBC)
+	$(call QUIET,CC   )$(CLANG) $(FLAGS_OURS) $(FLAGS_MEM) $(DEPEND) -c $< -o $@
+
+$(OUT)/obj/%.c.o: %.c $(KEYS)/ours $(LIBC)
+	$(call QUIET,CC   )$(CLANG) $(FLAGS_OURS) $(DEPEND) -c $< -o $@
+
+$(OUT)/obj/%.S.o: %.S $(KEYS)/asm
+	$(call QUIET,AS   )$(CLANG) $(FLAGS_ASM) $(DEPEND) -c $< -o $@
+
+$(OUT)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/third $(LIBC)
+	$(call QUIET,CC 3p)$(CLANG) $(FLAGS_THIRD) -MMD -MP -c $< -o $@
+
+$(UNIT)/obj/core/lib/mem_%.c.o: core/lib/mem_%.c $(KEYS)/host
+	$(call QUIET,HOST )$(CLANG) $(FLAGS_HOST) $(FLAGS_HOST_MEM) $(DEPEND) -c $< -o $@
+
+$(UNIT)/obj/%.c.o: %.c $(KEYS)/host
+	$(call QUIET,HOST )$(CLANG) $(FLAGS_HOST) $(DEPEND) -c $< -o $@
+
+$(UNIT)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/host-third
+	$(call QUIET,HOST )$(CLANG) $(FLAGS_HOST_THIRD) -MMD -MP -c $< -o $@
+
+# Lists of what each object depends on; a missing one is simply not there yet.
+ALL_OBJECTS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(LIBRARY_OBJECTS) \
+    $(START_OBJECTS) $(HOST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS)
+-include $(wildcard $(ALL_OBJECTS:.o=.d))
+
+# --- Products -------------------------------------------------------------------------------------
+
+.PHONY: build selftest unit commands
+
+build: $(OUT)/platter.elf $(OUT)/start.bin $(BUILD)/compile_commands.json
+selftest: $(OUT)/selftest.elf $(OUT)/start.bin
+unit: $(TEST_PROGRAMS)
+
+# Leaves the objects that lint needs the commands of.
+commands: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(TEST_OBJECTS) \
+    $(HELPER_OBJECTS) $(UNIT)/libplatter-host.a $(BUILD)/compile_commands.json
+
+$(LIBC): $(KEYS)/picolibc config/build/picolibc.sh config/targets/picolibc-cross.txt.in
+	@config/build/picolibc.sh $(DEPS)/picolibc $(PICOLIBC) $(TARGET_CPU_FAMILY) $(TARGET_FLAGS)
+
+# The ELF with symbols is for debuggers; QEMU loads the stripped one.
+$(OUT)/platter.debug.elf: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(KEYS)/platter
+$(OUT)/selftest.debug.elf: $(COMMON_OBJECTS) $(SELFTEST_OBJECTS) $(KEYS)/selftest
+$(OUT)/platter.debug.elf $(OUT)/selftest.debug.elf: $(LIBRARY_OBJECTS) $(LIBC) $(LINK_SCRIPT)
+	@echo "  LINK   $@"
+	@$(LD) $(LINK_FLAGS) -T $(LINK_SCRIPT) -Map $(@:.debug.elf=.map) -o $@ \
+	    $(filter %.o,$^) $(LIBC)
+
+$(OUT)/%.elf: $(OUT)/%.debug.elf
+	@$(OBJCOPY) $(STRIP_FLAGS) $< $@
+
+$(OUT)/start.elf: $(START_OBJECTS) boot/$(TARGET)/start/start.ld $(KEYS)/start
+	@echo "  LINK   $@"
+	@$(LD) $(TARGET_LDFLAGS) -static -T boot/$(TARGET)/start/start.ld -o $@ $(START_OBJECTS)
+
+$(OUT)/start.bin: $(OUT)/start.elf
+	@$(OBJCOPY) -O binary $< $@
+
+$(UNIT)/libplatter-host.a: $(HOST_OBJECTS) $(KEYS)/host-objects
+	@rm -f $@
+	@$(AR) rcs $@ $(HOST_OBJECTS)
+
+$(UNIT)/test_%: $(UNIT)/obj/tests/unit/test_%.c.o $(HELPER_OBJECTS) $(UNIT)/libplatter-host.a $(KEYS)/helpers
+	@echo "  LINK   $@"
+	@$(CLANG) $(HOST_SANITIZE) $(HOST_COVERAGE) -o $@ $< $(HELPER_OBJECTS) \
+	    $(UNIT)/libplatter-host.a -lcmocka -lpthread
+
+# One entry for each of our own files: as it is compiled for the target, else as for the host.
+COMMANDS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) \
+    $(filter $(UNIT)/obj/boot/host/%,$(HOST_OBJECTS))
+
+$(BUILD)/compile_commands.json: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(wildcard $(COMMANDS))
+	@{ echo '['; cat $(wildcard $(COMMANDS:.o=.json)) /dev/null | sed '$$s/,$$//'; echo ']'; } >$@
+
+# Objects are intermediate to make's eyes; they must stay.
+.SECONDARY:
