@@ -21,11 +21,14 @@ die() {
   exit 1
 }
 
+declare -A LOADED=()
+
 # Loads config/build/NAME.sh once.
 need() {
   local name
   for name in "$@"; do
-    if ! declare -F "${name}_main" >/dev/null; then
+    if [[ ! -v LOADED[$name] ]]; then
+      LOADED[$name]=yes
       # shellcheck source=/dev/null
       source "config/build/$name.sh"
     fi

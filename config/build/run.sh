@@ -1,0 +1,304 @@
+# shellcheck shell=bash
+# `run`: starts the appliance in QEMU and stays with it. From typing to QEMU's first instruction
+# there is as little as possible: one `find` decides whether anything is out of date.
+
+RUN_STOP_SECONDS=10   # for the guest to drain and flush before QEMU is killed
+RUN_PASST_SECONDS=3   # for passt to open its socket
+RUN_DEMO_DISK_SIZE=64M
+
+run_usage() {
+  cat <<'END'
+usage: ./build.sh run [options]
+
+Builds what is out of date, then serves disks at nbd://localhost:10809 until Ctrl-C.
+
+  --disk FILE          a disk image or block device to serve; again for more, 7 at most, in this
+                       order (default: build/demo.img, an empty disk of 64 MiB)
+  --format FORMAT      of the disks after it: raw (default), qcow2, ...
+  --read-only          QEMU opens all disks read-only
+  --port PORT          on this machine (default 10809)
+  --listen ADDRESS     on this machine (default 127.0.0.1)
+  --memory MIB         of the guest (default 256)
+  --append WORDS       more words for the guest's command line; may be repeated
+  --bios NAME          start (default: our own, quick) or opensbi (QEMU's)
+  --accel NAME         tcg (default) or kvm (on a riscv64 machine only)
+  --aio MODE           threads (default), native or io_uring
+  --cache MODE         QEMU's cache mode of the disks (default writeback; none with --aio native)
+
+  --net KIND           user (default: no privileges), tap, passt or socket
+  --tap NAME           with tap: an existing device that this user may open
+  --socket PATH        with socket: the Unix stream socket to connect to
+  --ip ADDRESS/BITS    with tap, passt, socket: the guest's address (default: DHCP)
+  --gw ADDRESS         with tap, passt, socket: the guest's gateway
+
+  --kernel FILE        another image than build/TARGET/platter.elf; nothing is built then
+  --console-in FILE    bytes read from this file or FIFO reach the guest's console
+  --dry-run            print the QEMU command and leave
+
+Keys typed on a terminal reach the guest's console. Ctrl-C, and SIGTERM or SIGHUP to this process,
+ask the guest to drain, flush and power off; a second one, or 10 seconds, end QEMU at once. The exit
+status is QEMU's: 0 after a clean power-off.
+END
+}
+
+run_parse() {
+  local format=raw
+  while (($#)); do
+    case $1 in
+      --disk | --format | --port | --listen | --memory | --append | --bios | --accel | --aio | --cache | \
+        --net | --tap | --socket | --ip | --gw | --kernel | --console-in)
+        (($# > 1)) || die "run: $1 needs a value; see ./build.sh run --help"
+        ;;&
+      --disk) RUN_DISKS+=("$2") && RUN_FORMATS+=("$format") ;;
+      --format) format=$2 ;;
+      --read-only) RUN_DRIVE+=,readonly=on ;;
+      --port) RUN_PORT=$2 ;;
+      --listen) RUN_LISTEN=$2 ;;
+      --memory) RUN_MEMORY=$2 ;;
+      --append) RUN_APPEND+=" $2" ;;
+      --bios) RUN_BIOS=$2 ;;
+      --accel) RUN_ACCEL=$2 ;;
+      --aio) RUN_AIO=$2 ;;
+      --cache) RUN_CACHE=$2 ;;
+      --net) RUN_NET=$2 ;;
+      --tap) RUN_TAP=$2 ;;
+      --socket) RUN_SOCKET=$2 ;;
+      --ip) RUN_IP=$2 ;;
+      --gw) RUN_GW=$2 ;;
+      --kernel) RUN_KERNEL=$2 ;;
+      --console-in) RUN_CONSOLE_IN=$2 ;;
+      --dry-run) RUN_DRY=yes && shift && continue ;;
+      -h | --help) run_usage && exit ;;
+      *) die "run: unknown option $1; see ./build.sh run --help" ;;
+    esac
+    if [[ $1 == --read-only ]]; then
+      shift
+    else
+      shift 2
+    fi
+  done
+}
+
+run_check() {
+  local disk
+  if [[ ! $RUN_PORT =~ ^[1-9][0-9]{0,4}$ ]] || ((RUN_PORT > 65535)); then
+    die "--port $RUN_PORT: a port is a number from 1 to 65535"
+  fi
+  [[ $RUN_MEMORY =~ ^[1-9][0-9]*$ ]] || die "--memory $RUN_MEMORY: give a number of MiB"
+  case $RUN_AIO in
+    threads | io_uring) ;;
+    native) RUN_CACHE=${RUN_CACHE:-none} ;; # QEMU refuses native without O_DIRECT
+    *) die "--aio $RUN_AIO: it is threads, native or io_uring" ;;
+  esac
+  case $RUN_ACCEL in
+    tcg) ;;
+    kvm)
+      [[ $HOSTTYPE == "$TARGET" ]] ||
+        die "--accel kvm: this machine is $HOSTTYPE; KVM runs $TARGET guests on a $TARGET machine only"
+      [[ -w /dev/kvm ]] || die "--accel kvm: /dev/kvm is not there, or not yours to open"
+      ;;
+    *) die "--accel $RUN_ACCEL: it is tcg or kvm" ;;
+  esac
+  ((${#RUN_DISKS[@]} <= QEMU_DISKS_MAX)) || die "--disk: the board has room for $QEMU_DISKS_MAX disks"
+  for disk in "${RUN_DISKS[@]}"; do
+    [[ -r $disk ]] || die "--disk $disk: no such file, or not yours to read"
+    [[ -w $disk || $RUN_DRIVE == *readonly=on* ]] || die "--disk $disk: not yours to write; add --read-only"
+  done
+  [[ -z $RUN_CONSOLE_IN || -r $RUN_CONSOLE_IN ]] ||
+    die "--console-in $RUN_CONSOLE_IN: no such file; for a FIFO: mkfifo $RUN_CONSOLE_IN"
+}
+
+# Sources newer than the stamp of the last build? A folder counts too: files come and go.
+run_build() {
+  local stamp=$BUILD/$TARGET/.built newer=missing place
+  local -a places=()
+  for place in build.sh config boot core net blk apps; do
+    [[ ! -e $place ]] || places+=("$place")
+  done
+  if [[ -e $stamp && -e $BUILD/$TARGET/platter.elf && -e $BUILD/$TARGET/start.bin ]]; then
+    newer=$(find "${places[@]}" -newer "$stamp" -print -quit)
+  fi
+  if [[ -n $newer ]]; then
+    need build
+    build_appliance
+  fi
+}
+
+# Guest address words and the network device.
+run_network() {
+  local address=
+  [[ -z $RUN_IP ]] || address+=" ip=$RUN_IP"
+  [[ -z $RUN_GW ]] || address+=" gw=$RUN_GW"
+  case $RUN_NET in
+    user)
+      [[ -z $address ]] || die "--ip and --gw: the user network has its own addresses"
+      # A fixed address saves the time that DHCP takes; it is the one that QEMU would give.
+      RUN_ADDRESS="ip=10.0.2.15/24 gw=10.0.2.2"
+      RUN_NETDEV="user,hostfwd=tcp:$RUN_LISTEN:$RUN_PORT-10.0.2.15:10809"
+      RUN_WHERE="nbd://localhost:$RUN_PORT"
+      [[ $RUN_LISTEN == 127.0.0.1 ]] || RUN_WHERE="nbd://$RUN_LISTEN:$RUN_PORT"
+      ;;
+    tap)
+      [[ -n $RUN_TAP ]] || die "--net tap: name the device with --tap; make one with
+  ip tuntap add tap0 mode tap vnet_hdr user \$USER; ip addr add 10.0.2.2/24 dev tap0; ip link set tap0 up"
+      [[ -e /sys/class/net/$RUN_TAP/tun_flags ]] || die "--tap $RUN_TAP: there is no such tap device"
+      RUN_ADDRESS=${address# }
+      RUN_NETDEV="tap,ifname=$RUN_TAP,script=no,downscript=no"
+      ;;
+    socket)
+      [[ -S $RUN_SOCKET ]] || die "--net socket: --socket must name a listening Unix stream socket"
+      RUN_ADDRESS=${address# }
+      RUN_NETDEV="stream,server=off,addr.type=unix,addr.path=${RUN_SOCKET//,/,,}"
+      ;;
+    passt)
+      run_passt_check
+      RUN_ADDRESS=${address# }
+      RUN_SOCKET=$PWD/$BUILD/passt.$$.sock
+      RUN_NETDEV="stream,server=off,addr.type=unix,addr.path=${RUN_SOCKET//,/,,}"
+      RUN_WHERE="nbd://localhost:$RUN_PORT"
+      ;;
+    *) die "--net $RUN_NET: it is user, tap, passt or socket" ;;
+  esac
+  if [[ -z $RUN_WHERE ]]; then
+    RUN_WHERE="nbd://${RUN_IP%/*}:10809"
+    [[ -n $RUN_IP ]] || RUN_WHERE="the address that the guest gets, port 10809"
+  fi
+}
+
+run_passt_check() {
+  local version
+  type -P passt >/dev/null || die "--net passt: passt is not installed"
+  version=$(passt --version 2>&1)
+  [[ $version =~ (20[0-9][0-9])_?([01][0-9])_?[0-3][0-9] ]] ||
+    die "--net passt: cannot tell the version of this passt: ${version%%$'\n'*}"
+  ((10#${BASH_REMATCH[1]}${BASH_REMATCH[2]} > 202303)) ||
+    die "--net passt: this passt (${BASH_REMATCH[0]}, Debian 12's) cannot carry NBD: it holds back the guest's" \
+      "first packet until the client speaks, and in NBD the server speaks first. Use --net user, or a newer passt"
+}
+
+run_passt_start() {
+  passt --foreground --one-off --quiet --socket "$RUN_SOCKET" --tcp-ports "$RUN_LISTEN/$RUN_PORT:10809" &
+  RUN_HELPERS+=($!)
+  local -i tries=$((RUN_PASST_SECONDS * 20))
+  until [[ -S $RUN_SOCKET ]]; do
+    if ((tries-- == 0)) || ! kill -0 "${RUN_HELPERS[-1]}" 2>/dev/null; then
+      die "passt did not open its socket within $RUN_PASST_SECONDS s"
+    fi
+    sleep 0.05
+  done
+}
+
+# First signal: byte 0x03 on the console, which the guest takes as the request to stop. Second: the end.
+run_on_signal() {
+  RUN_INTERRUPTED=1
+  if ((RUN_STOPPING)); then
+    say "Ending QEMU without waiting for the guest."
+    RUN_STOPPING=2
+    kill -KILL "$RUN_QEMU" 2>/dev/null || true
+    return
+  fi
+  RUN_STOPPING=1
+  say "Asking the guest to stop (again: end it at once)."
+  run_watchdog >/dev/null &
+  RUN_HELPERS+=($!)
+}
+
+# Asks again every second: a guest that is just booting may lose the byte when it sets up its UART. A
+# builtin does the waiting, so that ending this process leaves nothing behind.
+run_watchdog() {
+  local -i second
+  local pipe
+  exec {pipe}<> <(:)
+  for ((second = 0; second < RUN_STOP_SECONDS; second++)); do
+    printf '\003' >&"$RUN_CONSOLE" || true
+    read -rt 1 -u "$pipe" || true
+  done
+  say "The guest did not stop within $RUN_STOP_SECONDS s; ending QEMU."
+  kill -KILL "$RUN_QEMU" 2>/dev/null
+}
+
+run_on_exit() {
+  if ((${#RUN_HELPERS[@]})); then
+    kill "${RUN_HELPERS[@]}" 2>/dev/null || true
+  fi
+  [[ -z $RUN_TERMINAL ]] || stty "$RUN_TERMINAL" || true
+  [[ $RUN_NET != passt ]] || rm -f "$RUN_SOCKET"
+}
+
+# Keys go to the guest one at a time as they are typed; Ctrl-C stays a signal to us.
+run_forward_input() {
+  if [[ -t 0 ]]; then
+    RUN_TERMINAL=$(stty -g)
+    stty -icanon -echo
+    setpriv --pdeathsig KILL cat <&0 >&"$RUN_CONSOLE" 2>/dev/null &
+    RUN_HELPERS+=($!)
+  fi
+  if [[ -n $RUN_CONSOLE_IN ]]; then
+    # Opened for both, a FIFO does not end when one of its writers does.
+    setpriv --pdeathsig KILL cat <>"$RUN_CONSOLE_IN" >&"$RUN_CONSOLE" 2>/dev/null &
+    RUN_HELPERS+=($!)
+  fi
+}
+
+# QEMU gets a session of its own, so that the terminal's Ctrl-C reaches only us, and dies with us. Its
+# standard input is a pipe that we hold. It makes its output non-blocking, for all who share it; so it
+# opens the terminal or pipe anew.
+run_qemu() {
+  if [[ -t 1 || -p /dev/stdout ]]; then
+    exec setsid setpriv --pdeathsig TERM "${QEMU[@]}" >/proc/self/fd/1
+  fi
+  exec setsid setpriv --pdeathsig TERM "${QEMU[@]}"
+}
+
+run_main() {
+  RUN_DISKS=() RUN_FORMATS=() RUN_HELPERS=()
+  RUN_DRIVE='' RUN_APPEND='' RUN_CACHE='' RUN_TAP='' RUN_SOCKET='' RUN_IP='' RUN_GW='' RUN_KERNEL=''
+  RUN_CONSOLE_IN='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
+  RUN_PORT=10809 RUN_LISTEN=127.0.0.1 RUN_MEMORY=256 RUN_BIOS=start RUN_ACCEL=tcg RUN_AIO=threads RUN_NET=user
+  RUN_STOPPING=0 RUN_INTERRUPTED=0
+
+  need packages qemu
+  run_parse "$@"
+  run_check
+  packages_main run
+  run_network
+  if [[ -z $RUN_KERNEL ]]; then
+    run_build
+    RUN_KERNEL=$BUILD/$TARGET/platter.elf
+  fi
+  if ((${#RUN_DISKS[@]} == 0)); then
+    RUN_DISKS=("$BUILD/demo.img") RUN_FORMATS=(raw)
+    [[ -e $BUILD/demo.img ]] || truncate -s "$RUN_DEMO_DISK_SIZE" "$BUILD/demo.img"
+  fi
+
+  local -i index
+  qemu_machine "$RUN_KERNEL" "$RUN_MEMORY" "$RUN_ACCEL" "$RUN_BIOS" "$RUN_ADDRESS$RUN_APPEND"
+  qemu_network "$RUN_NETDEV"
+  for index in "${!RUN_DISKS[@]}"; do
+    qemu_disk "$index" "${RUN_DISKS[index]}" "${RUN_FORMATS[index]}" \
+      "$RUN_DRIVE,aio=$RUN_AIO${RUN_CACHE:+,cache=$RUN_CACHE}"
+  done
+  if [[ -n $RUN_DRY ]]; then
+    printf '%s\n' "${QEMU[*]@Q}"
+    return
+  fi
+
+  trap run_on_exit EXIT
+  [[ $RUN_NET != passt ]] || run_passt_start
+  say "Platter serves ${#RUN_DISKS[@]} disk(s) at $RUN_WHERE; Ctrl-C stops it cleanly."
+  local status=0
+  exec {RUN_CONSOLE}<> <(:) # an anonymous pipe, whose read end QEMU opens for itself
+  run_qemu </proc/self/fd/"$RUN_CONSOLE" &
+  RUN_QEMU=$!
+  trap run_on_signal INT TERM HUP
+  run_forward_input
+  # A signal ends `wait` early, after its handler; bash keeps QEMU's status until it is asked for.
+  RUN_INTERRUPTED=1
+  while ((RUN_INTERRUPTED)); do
+    RUN_INTERRUPTED=0 status=0
+    wait "$RUN_QEMU" 2>/dev/null || status=$?
+  done
+  # After two interrupted waits bash 5.2 has lost the status.
+  ((RUN_STOPPING < 2)) || status=137
+  exit "$status"
+}
