@@ -195,12 +195,12 @@ run_on_signal() {
     say "Ending QEMU without waiting for the guest."
     RUN_STOPPING=2
     kill -KILL "$RUN_QEMU" 2>/dev/null || true
-    return
+  else
+    say "Asking the guest to stop (again: end it at once)."
+    RUN_STOPPING=1
+    run_watchdog >/dev/null &
+    RUN_HELPERS+=($!)
   fi
-  RUN_STOPPING=1
-  say "Asking the guest to stop (again: end it at once)."
-  run_watchdog >/dev/null &
-  RUN_HELPERS+=($!)
 }
 
 # Asks again every second: a guest that is just booting may lose the byte when it sets up its UART. A
