@@ -83,7 +83,7 @@ fetch_apt_prepare() {
   mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/files"
   FETCH_APT=(-o "Dir::Etc::SourceList=$apt/trixie.sources" -o Dir::Etc::SourceParts=/dev/null
     -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
-    -o Acquire::Languages=none -o "Acquire::Retries=$FETCH_TRIES" -o Acquire::http::Timeout=30
+    -o Acquire::Languages=none -o Acquire::Retries=0 -o Acquire::http::Timeout=30
     -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=no --quiet)
   if [[ ! -e $apt/updated ]]; then
     fetch_apt_source >"$apt/trixie.sources" || return 1
