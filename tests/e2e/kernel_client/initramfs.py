@@ -7,9 +7,10 @@ needed: device nodes come from the guest's own devtmpfs.
 
 import re
 import shutil
-import stat
 import subprocess
 from pathlib import Path
+
+from .cpio import Archive
 
 # What a guest needs beside Python, as Debian names it.
 DEBIAN_PACKAGES = (
@@ -81,45 +82,9 @@ def _libraries(program: Path) -> set[Path]:
     return {Path(path) for path in re.findall(r"(/\S+) \(0x", listing.stdout)}
 
 
-class _Archive:
-    """Writes a cpio archive in the "newc" format, which the kernel unpacks without compression."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._inode = 0
-        self._folders: set[str] = set()
-
-    def _entry(self, name: str, mode: int, content: bytes) -> None:
-        self._inode += 1
-        path = name.encode() + b"\0"
-        fields = (self._inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0)
-        self._bytes += b"070701" + b"".join(b"%08X" % field for field in fields) + path
-        self._pad()
-        self._bytes += content
-        self._pad()
-
-    def _pad(self) -> None:
-        self._bytes += b"\0" * (-len(self._bytes) % 4)
-
-    def folder(self, name: str) -> None:
-        if name in ("", ".") or name in self._folders:
-            return
-        self.folder(str(Path(name).parent))
-        self._folders.add(name)
-        self._entry(name, stat.S_IFDIR | 0o755, b"")
-
-    def file(self, name: str, content: bytes, mode: int = 0o755) -> None:
-        self.folder(str(Path(name).parent))
-        self._entry(name, stat.S_IFREG | mode, content)
-
-    def finish(self) -> bytes:
-        self._entry("TRAILER!!!", 0, b"")
-        return bytes(self._bytes)
-
-
 def build(output: Path, address: str) -> Path:
     """Writes the initramfs for a guest whose interface has `address` (ADDRESS/BITS) to `output`."""
-    archive = _Archive()
+    archive = Archive()
     for folder in ("dev", "proc", "sys", "tmp", "mnt", "run", "var/run", "var/lock", "sbin"):
         archive.folder(folder)
     archive.file("init", INIT.replace("@ADDRESS@", address).encode())
