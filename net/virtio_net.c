@@ -145,8 +145,10 @@ struct virtio_net {
     struct virtqueue *send;
     struct packet *packets;
     unsigned packet_count;
+    uint8_t *buffers;
+    unsigned fresh; /* packets never used so far: memory is touched when it is needed */
     struct packet *free_packets;
-    unsigned free_count;
+    unsigned free_count; /* fresh ones included */
     size_t buffer_bytes;
     struct poll_source receive_source;
     struct poll_source send_source;
@@ -226,21 +228,38 @@ static void break_device(struct virtio_net *net) {
     virtio_fail(net->transport);
 }
 
+static struct packet *take_free_packet(struct virtio_net *net) {
+    struct packet *packet = net->free_packets;
+    if (packet != NULL) {
+        net->free_packets = packet->next_free;
+    } else if (net->fresh < net->packet_count) {
+        packet = &net->packets[net->fresh];
+        packet->net = net;
+        packet->buffer = net->buffers + net->fresh * net->buffer_bytes;
+        net->fresh++;
+    } else {
+        return NULL;
+    }
+    net->free_count--;
+    return packet;
+}
+
 /* Gives free buffers to the device, in batches unless it has nearly none. */
 static void refill(struct virtio_net *net) {
     unsigned in_ring = virtqueue_in_flight(net->receive);
     if (net->is_broken || (net->free_count < REFILL_BATCH && in_ring >= REFILL_BATCH)) {
         return;
     }
-    while (net->free_packets != NULL) {
-        struct packet *packet = net->free_packets;
+    unsigned room = virtqueue_room(net->receive, 1);
+    struct packet *packet;
+    while (room > 0 && (packet = take_free_packet(net)) != NULL) {
         struct segment segment = {packet->buffer + BUFFER_PAD,
                                   (uint32_t)(net->buffer_bytes - BUFFER_PAD)};
         if (virtqueue_add(net->receive, &segment, 0, 1, packet) != 0) {
-            break; /* the ring is full of buffers: that is what we want */
+            packet_free(&packet->custom.pbuf); /* the ring broke */
+            break;
         }
-        net->free_packets = packet->next_free;
-        net->free_count--;
+        room--;
     }
     virtqueue_kick(net->receive);
 }
@@ -567,15 +586,12 @@ static int create_packets(struct virtio_net *net) {
     void *buffers = NULL;
     int error =
         io_buffer_carve(memory, net->packet_count * net->buffer_bytes, net->buffer_bytes, &buffers);
-    net->packets = error ? NULL : calloc(net->packet_count, sizeof *net->packets);
+    net->packets = error ? NULL : malloc(net->packet_count * sizeof *net->packets);
     if (net->packets == NULL) {
         return -ENOMEM;
     }
-    for (unsigned i = 0; i < net->packet_count; i++) {
-        net->packets[i].net = net;
-        net->packets[i].buffer = (uint8_t *)buffers + i * net->buffer_bytes;
-        packet_free(&net->packets[i].custom.pbuf);
-    }
+    net->buffers = buffers;
+    net->free_count = net->packet_count;
     return 0;
 }
 

@@ -36,6 +36,7 @@ static struct free_list payload;
 static struct nbd_io *ios;
 static unsigned io_count;
 static struct nbd_io *free_ios;
+static unsigned fresh_ios; /* of the array, never used so far: memory is touched when it is needed */
 static unsigned free_io_count;
 static unsigned free_io_least;
 static struct nbd_connection *connections;
@@ -80,7 +81,7 @@ static void *buffer_take(size_t *bytes) {
 }
 
 struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
-    struct nbd_io *io = free_ios;
+    struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
     void *buffer = NULL;
     size_t bytes = buffer_bytes;
     bool is_within_quota =
@@ -94,11 +95,16 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
         waits++;
         return NULL;
     }
-    free_ios = io->next;
+    if (io == free_ios) {
+        free_ios = io->next;
+    } else {
+        fresh_ios++;
+    }
     free_io_count--;
     free_io_least = free_io_count < free_io_least ? free_io_count : free_io_least;
     connection->buffer_bytes += bytes;
     io->next = NULL;
+    io->request = NULL;
     io->buffer = buffer;
     io->buffer_bytes = bytes;
     io->state = IO_IDLE;
@@ -135,13 +141,9 @@ static int take_memory(void) {
     io_count = (unsigned)(wanted_ios > IOS_MAX   ? IOS_MAX
                           : wanted_ios < IOS_MIN ? IOS_MIN
                                                  : wanted_ios);
-    ios = calloc(io_count, sizeof *ios);
+    ios = malloc(io_count * sizeof *ios);
     if (ios == NULL) {
         return log_error(-ENOMEM, "nbd: no memory for %u requests", io_count);
-    }
-    for (unsigned i = 0; i < io_count; i++) {
-        ios[i].next = free_ios;
-        free_ios = &ios[i];
     }
     free_io_count = io_count;
     free_io_least = io_count;
