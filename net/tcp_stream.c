@@ -226,13 +226,22 @@ void stream_return(struct stream_loan *loan) {
     *loan = (struct stream_loan){0};
 }
 
-/* lwIP counts in 16 bits here. */
+/* Tells lwIP, which counts in 16 bits here, so that it opens the window. It opens it in steps of the
+ * mss at least; with one of nearly the whole window, as sending likes it, a peer could be left before
+ * a closed one until its persist timer fires. So for this it sees the wire's. */
 static void tell_consumed(struct tcp_stream *tcp) {
-    while (tcp->consumed > 0 && tcp->pcb != NULL) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    if (pcb == NULL) {
+        return;
+    }
+    u16_t segment = pcb->mss;
+    pcb->mss = segment > wire_segment_bytes ? wire_segment_bytes : segment;
+    while (tcp->consumed > 0) {
         u16_t step = tcp->consumed > UINT16_MAX ? UINT16_MAX : (u16_t)tcp->consumed;
         tcp->consumed -= step;
-        tcp_recved(tcp->pcb, step);
+        tcp_recved(pcb, step);
     }
+    pcb->mss = segment;
 }
 
 /* --- Sending -----------------------------------------------------------------------------------

@@ -291,8 +291,8 @@ static unsigned look_for_interrupts(void) {
     return irq_dispatch != NULL ? irq_dispatch() : 0;
 }
 
-/* After a sleep that no interrupt ended: has a device left something without telling? The barrier
- * waits until the emulator has finished what it was doing, so an interrupt on its way has come; if
+/* After a sleep that no interrupt ended, and while interrupts are still asked for: has a device left
+ * something without telling? The barrier waits until the emulator has finished what it was doing, so an interrupt on its way has come; if
  * there is still none, an event was lost and only the clock has saved us. Must stay at zero. */
 static void count_rescue(void) {
     if (!poll_sources() || sleep_barrier == NULL) {
@@ -329,14 +329,14 @@ static void sleep_until_something_happens(void) {
         stats.sleeps++;
         arch_idle_until(deadline_ns < net_ns ? deadline_ns : net_ns);
     }
-    for (unsigned i = 0; i < source_count; i++) {
-        sources[i]->disarm(sources[i]->arg);
-    }
     if (!found) {
         now_ns = arch_clock_ns();
         if (look_for_interrupts() == 0) {
             count_rescue();
         }
+    }
+    for (unsigned i = 0; i < source_count; i++) {
+        sources[i]->disarm(sources[i]->arg);
     }
 }
 
