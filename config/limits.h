@@ -81,7 +81,7 @@
 #define NBD_OPTION_BYTES_MAX     4096
 #define NBD_EXPORT_NAME_MAX      64
 #define NBD_EXPORTS_MAX          32
-/* Shutdown: how long connections may drain before they are cut. */
+/* How long a connection that ends, by itself or at shutdown, may take to take its last replies. */
 #define NBD_DRAIN_TIMEOUT_MS 5000
 
 #endif

@@ -291,11 +291,6 @@ static struct pbuf *packet_pbuf(struct packet *packet, size_t offset, size_t byt
                                packet->buffer + offset, (u16_t)bytes);
 }
 
-static void drop_packet(struct packet *packet) {
-    packet_free(&packet->custom.pbuf);
-    net_counters.receive_dropped++;
-}
-
 /* Takes the buffers behind the first one of a frame and chains them. NULL when the device's count
  * and its completions do not agree: what was taken goes back. */
 static struct pbuf *take_rest(struct virtio_net *net, struct pbuf *head, unsigned count) {
@@ -326,35 +321,48 @@ static struct pbuf *take_rest(struct virtio_net *net, struct pbuf *head, unsigne
     return head;
 }
 
-struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
+/* One frame from the ring; NULL when there is none or the device's word makes no sense. */
+static struct pbuf *take_frame(struct virtio_net *net, uint8_t *flags) {
     uint32_t written = 0;
-    struct packet *packet;
-    while (!net->is_broken && (packet = virtqueue_take(net->receive, &written)) != NULL) {
-        const struct net_header *header = (const void *)(packet->buffer + BUFFER_PAD);
-        unsigned count =
-            virtio_has(net->transport, VIRTIO_NET_F_MRG_RXBUF) ? header->buffer_count : 1;
-        uint8_t flags = header->flags;
-        if (written < sizeof *header + ETHERNET_BYTES || count < 1 || count > FRAME_BUFFERS_MAX) {
-            drop_packet(packet);
-            continue;
-        }
-        struct pbuf *frame = packet_pbuf(packet, header_room(), written - sizeof *header);
-        if (count > 1) {
-            frame = take_rest(net, frame, count);
-        }
-        if (frame == NULL) {
-            net_counters.receive_dropped++;
-            continue;
-        }
-        *checksum_ok = (flags & (HEADER_NEEDS_CHECKSUM | HEADER_DATA_VALID)) != 0 &&
-                       virtio_has(net->transport, VIRTIO_NET_F_GUEST_CSUM);
-        net_counters.frames_received++;
-        return frame;
+    struct packet *packet = virtqueue_take(net->receive, &written);
+    if (packet == NULL) {
+        return NULL;
     }
-    if (virtqueue_is_broken(net->receive) && !net->is_broken) {
+    const struct net_header *header = (const void *)(packet->buffer + BUFFER_PAD);
+    unsigned count = virtio_has(net->transport, VIRTIO_NET_F_MRG_RXBUF) ? header->buffer_count : 1;
+    *flags = header->flags;
+    if (written < sizeof *header + ETHERNET_BYTES || count < 1 || count > FRAME_BUFFERS_MAX) {
+        (void)log_error(-EPROTO, "%s: a frame of %u bytes in %u buffers makes no sense",
+                        net->transport->node->name, (unsigned)written, count); /* is_broken tells */
+        packet_free(&packet->custom.pbuf);
+        break_device(net);
+        return NULL;
+    }
+    struct pbuf *frame = packet_pbuf(packet, header_room(), written - sizeof *header);
+    if (count > 1) {
+        frame = take_rest(net, frame, count);
+    }
+    if (frame == NULL) {
+        (void)log_error(-EPROTO, "%s: %u buffers of a frame do not come together",
+                        net->transport->node->name, count); /* is_broken tells */
         break_device(net);
     }
-    return NULL;
+    return frame;
+}
+
+struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
+    uint8_t flags = 0;
+    struct pbuf *frame = net->is_broken ? NULL : take_frame(net, &flags);
+    if (frame == NULL) {
+        if (virtqueue_is_broken(net->receive) && !net->is_broken) {
+            break_device(net);
+        }
+        return NULL;
+    }
+    *checksum_ok = (flags & (HEADER_NEEDS_CHECKSUM | HEADER_DATA_VALID)) != 0 &&
+                   virtio_has(net->transport, VIRTIO_NET_F_GUEST_CSUM);
+    net_counters.frames_received++;
+    return frame;
 }
 
 /* Header bytes of an outgoing frame lie in its first buffer, as lwIP builds them. */

@@ -184,9 +184,26 @@ static void stream_changed(void *arg) {
     nbd_schedule(arg);
 }
 
+static void deadline_passed(void *arg) {
+    struct nbd_connection *connection = arg;
+    connection->is_late = true;
+    nbd_schedule(connection);
+}
+
+void nbd_set_deadline(struct nbd_connection *connection, uint64_t timeout_ms) {
+    timer_set(&connection->deadline, arch_clock_ns() + timeout_ms * NS_PER_MS, deadline_passed,
+              connection);
+}
+
+void nbd_begin_draining(struct nbd_connection *connection) {
+    connection->state = NBD_DRAINING;
+    nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
+}
+
 static void let_go(struct nbd_connection *connection, bool abort) {
     struct stream *stream = connection->stream;
     connection->state = NBD_CLOSED;
+    timer_cancel(&connection->deadline);
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;
     stream->ops->close(stream, abort);
@@ -275,19 +292,19 @@ static void follow_stream(struct nbd_connection *connection) {
     }
     if (stream->state == STREAM_DEAD) {
         nbd_abort(connection, "lost");
-    } else if (connection->is_aborted) {
-        nbd_abort(connection, "does not finish its handshake");
+    } else if (connection->is_late) {
+        nbd_abort(connection, connection->state == NBD_HANDSHAKE
+                                  ? "does not finish its handshake in time"
+                                  : "does not take its last replies in time");
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_HANDSHAKE) {
         let_go(connection, false);
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
-               (connection->receiving != NULL ||
-                stream->ops->received(stream) < NBD_REQUEST_BYTES)) {
+               (connection->receiving != NULL || connection->skip_bytes > 0)) {
+        nbd_abort(connection, "closes in the middle of a write");
+    } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
+               stream->ops->received(stream) < NBD_REQUEST_BYTES) {
         log_info("nbd: %s closes without a disconnect", stream->peer);
-        if (connection->receiving != NULL) {
-            nbd_abort(connection, "closes in the middle of a write");
-        } else {
-            connection->state = NBD_DRAINING;
-        }
+        nbd_begin_draining(connection);
     }
 }
 
@@ -327,13 +344,10 @@ static void check_shutdown(void) {
 
 /* When receive buffers run short, everybody who gathers a write hands on what is there. */
 static void relieve_pressure(void) {
-    struct nbd_connection *connection = connections;
-    if (connection == NULL || connection->state == NBD_CLOSED ||
-        !connection->stream->ops->is_under_pressure(connection->stream)) {
-        return;
-    }
-    for (; connection != NULL; connection = connection->next) {
-        if (connection->receiving != NULL) {
+    for (struct nbd_connection *connection = connections; connection != NULL;
+         connection = connection->next) {
+        if (connection->state == NBD_TRANSMISSION && connection->receiving != NULL &&
+            connection->stream->ops->is_under_pressure(connection->stream)) {
             nbd_schedule(connection);
         }
     }

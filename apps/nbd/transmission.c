@@ -634,7 +634,7 @@ static bool take_step(struct nbd_connection *connection) {
     }
     if (header.command == NBD_CMD_DISC) {
         log_info("nbd: %s disconnects", stream->peer);
-        connection->state = NBD_DRAINING;
+        nbd_begin_draining(connection);
         return false;
     }
     if (!begin_request(connection, &header)) {
