@@ -1,15 +1,16 @@
 /* The host board: the portable code as an ordinary program, for tests and for simulation.
  *
  * Nothing here is random and nothing reads the real clock, so that a run can be repeated. Memory is
- * the process's own; a physical address is a pointer. Contexts are ucontext's, with the sanitizer
- * told of each change of stack; without that it takes the new stack for an overflow of the old. */
+ * the process's own; a physical address is a pointer. The sanitizer is told of each change of
+ * stack, or it would take the new one for an overflow of the old. (ucontext's functions would do,
+ * but the sanitizer replaces them with its own, which forget what is poisoned; and each costs two
+ * system calls.) */
 #include "boot/arch.h"
 
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <ucontext.h>
 
 #include "boot/host/host.h"
 
@@ -105,10 +106,67 @@ _Noreturn void arch_halt(bool failed) {
     exit(failed ? EXIT_FAILURE : EXIT_SUCCESS);
 }
 
-/* A suspended context. Of a new one it stands at the top of its stack, of every other one in the
- * frame of the arch_context_switch that suspended it. */
+/* void host_switch(void **save_sp, void *load_sp)
+ * Keeps the registers that a callee must preserve on the stack, stores the stack pointer, and goes
+ * on where `load_sp` was stored. A new context's stack looks as if it had been left so. */
+#if defined(__x86_64__)
+enum { SWITCH_WORDS = 8, SWITCH_RETURN = 6 }; /* then a zero: the end for backtraces */
+__asm__(".pushsection .text\n"
+        "host_switch:\n"
+        "    push %rbp\n"
+        "    push %rbx\n"
+        "    push %r12\n"
+        "    push %r13\n"
+        "    push %r14\n"
+        "    push %r15\n"
+        "    mov %rsp, (%rdi)\n"
+        "    mov %rsi, %rsp\n"
+        "    pop %r15\n"
+        "    pop %r14\n"
+        "    pop %r13\n"
+        "    pop %r12\n"
+        "    pop %rbx\n"
+        "    pop %rbp\n"
+        "    ret\n"
+        ".popsection\n");
+#elif defined(__aarch64__)
+enum { SWITCH_WORDS = 20, SWITCH_RETURN = 11 };
+__asm__(".pushsection .text\n"
+        "host_switch:\n"
+        "    stp x19, x20, [sp, #-160]!\n"
+        "    stp x21, x22, [sp, #16]\n"
+        "    stp x23, x24, [sp, #32]\n"
+        "    stp x25, x26, [sp, #48]\n"
+        "    stp x27, x28, [sp, #64]\n"
+        "    stp x29, x30, [sp, #80]\n"
+        "    stp d8, d9, [sp, #96]\n"
+        "    stp d10, d11, [sp, #112]\n"
+        "    stp d12, d13, [sp, #128]\n"
+        "    stp d14, d15, [sp, #144]\n"
+        "    mov x2, sp\n"
+        "    str x2, [x0]\n"
+        "    mov sp, x1\n"
+        "    ldp x21, x22, [sp, #16]\n"
+        "    ldp x23, x24, [sp, #32]\n"
+        "    ldp x25, x26, [sp, #48]\n"
+        "    ldp x27, x28, [sp, #64]\n"
+        "    ldp x29, x30, [sp, #80]\n"
+        "    ldp d8, d9, [sp, #96]\n"
+        "    ldp d10, d11, [sp, #112]\n"
+        "    ldp d12, d13, [sp, #128]\n"
+        "    ldp d14, d15, [sp, #144]\n"
+        "    ldp x19, x20, [sp], #160\n"
+        "    ret\n"
+        ".popsection\n");
+#else
+#error "boot/host: no context switch for this processor"
+#endif
+void host_switch(void **save_sp, void *load_sp);
+
+/* What is kept of a suspended context. Of a new one it stands at the top of its stack, of every
+ * other one in the frame of the arch_context_switch that suspended it. */
 struct suspended {
-    ucontext_t registers;
+    void *stack_pointer;
     const void *stack; /* its bounds, for the sanitizer */
     size_t stack_bytes;
     void *fake_stack;
@@ -146,17 +204,18 @@ static void begin(void) {
 
 void arch_context_init(struct arch_context *context, void *stack, size_t stack_bytes,
                        void (*entry)(void *arg), void *arg) {
-    size_t room = (stack_bytes - sizeof(struct suspended)) & ~(size_t)63;
-    struct suspended *self = (struct suspended *)(void *)((char *)stack + room);
-    *self =
-        (struct suspended){.stack = stack, .stack_bytes = stack_bytes, .entry = entry, .arg = arg};
-    if (getcontext(&self->registers) != 0) {
-        abort(); /* glibc's cannot fail */
+    uintptr_t top = (uintptr_t)stack + stack_bytes - sizeof(struct suspended);
+    struct suspended *self = (struct suspended *)(top & ~(uintptr_t)15);
+    uintptr_t *frame = (uintptr_t *)(void *)self - SWITCH_WORDS;
+    for (int i = 0; i < SWITCH_WORDS; i++) {
+        frame[i] = 0;
     }
-    self->registers.uc_stack.ss_sp = stack;
-    self->registers.uc_stack.ss_size = room;
-    self->registers.uc_link = NULL;
-    makecontext(&self->registers, begin, 0);
+    frame[SWITCH_RETURN] = (uintptr_t)begin;
+    *self = (struct suspended){.stack_pointer = frame,
+                               .stack = stack,
+                               .stack_bytes = stack_bytes,
+                               .entry = entry,
+                               .arg = arg};
     context->stack_pointer = self;
 }
 
@@ -165,9 +224,7 @@ void arch_context_switch(struct arch_context *from, struct arch_context *to) {
     struct suspended *target = to->stack_pointer;
     from->stack_pointer = &self;
     leave_for(&self, target);
-    if (swapcontext(&self.registers, &target->registers) != 0) {
-        abort(); /* glibc's cannot fail */
-    }
+    host_switch(&self.stack_pointer, target->stack_pointer);
     arrive(&self);
 }
 
