@@ -408,6 +408,11 @@ static void disk_dump(const struct block_device *block) {
     virtqueue_dump(disk->queue);
 }
 
+const struct virtqueue_stats *virtio_blk_ring_stats(const struct block_device *device) {
+    ASSERT(device->wake == disk_wake);
+    return virtqueue_get_stats(((const struct disk *)device)->queue);
+}
+
 static void config_changed(void *arg) {
     struct disk *disk = arg;
     disk->config_changed = true;

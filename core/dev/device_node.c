@@ -220,6 +220,14 @@ static int inject_dma(struct device_node *node) {
     return 0;
 }
 
+static void release_dma(struct device_node *node) {
+    if (node->dma_buffer != NULL) {
+        io_buffer_release(node->dma_buffer);
+        free(node->dma_buffer);
+        node->dma_buffer = NULL;
+    }
+}
+
 int device_bind(struct device_node *node) {
     (void)inject_dma(node); /* said in the log; a driver that cannot do without fails its probe */
     int error = node->driver->probe(node);
@@ -227,11 +235,7 @@ int device_bind(struct device_node *node) {
         node->state = DEVICE_BOUND;
         return 0;
     }
-    if (node->dma_buffer != NULL) {
-        io_buffer_release(node->dma_buffer);
-        free(node->dma_buffer);
-        node->dma_buffer = NULL;
-    }
+    release_dma(node);
     node->state = DEVICE_UNBOUND;
     if (error != -ENODEV) {
         log_warning("%s: not bound to %s, error %d", node->name, node->driver->name, error);
@@ -274,3 +278,13 @@ unsigned device_tree_probe(enum driver_stage first, enum driver_stage last) {
     }
     return bound;
 }
+
+#ifdef PLATTER_HOST
+void device_tree_forget(void) {
+    while (node_count > 0) {
+        struct device_node *node = nodes[--node_count];
+        release_dma(node);
+        free(node);
+    }
+}
+#endif

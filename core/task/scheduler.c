@@ -400,3 +400,22 @@ void scheduler_run(void) {
 void scheduler_stop(void) {
     should_stop = true;
 }
+
+#ifdef PLATTER_HOST
+void scheduler_forget(void) {
+    current = NULL; /* a failed test may have left in the middle of one */
+    is_running = false;
+    while (alive != NULL) {
+        timer_cancel(&alive->timer);
+        task_destroy(alive);
+    }
+    ready_first = NULL;
+    ready_last = NULL;
+    ready_count = 0;
+    source_count = 0;
+    sleep_barrier = NULL;
+    irq_dispatch = NULL;
+    irq_looked_ns = 0;
+    stats = (struct scheduler_stats){0};
+}
+#endif
