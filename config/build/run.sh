@@ -142,7 +142,8 @@ run_network() {
     user)
       [[ -z $address ]] || die "--ip and --gw: the user network has its own addresses"
       # A fixed address saves the time that DHCP takes; it is the one that QEMU would give.
-      [[ -n $RUN_DHCP ]] || RUN_ADDRESS="ip=10.0.2.15/24 gw=10.0.2.2"
+      RUN_ADDRESS="segment=64240"
+      [[ -n $RUN_DHCP ]] || RUN_ADDRESS="ip=10.0.2.15/24 gw=10.0.2.2 $RUN_ADDRESS"
       RUN_NETDEV="user,hostfwd=tcp:$RUN_LISTEN:$RUN_PORT-10.0.2.15:10809"
       RUN_WHERE="nbd://localhost:$RUN_PORT"
       [[ $RUN_LISTEN == 127.0.0.1 ]] || RUN_WHERE="nbd://$RUN_LISTEN:$RUN_PORT"
@@ -150,7 +151,8 @@ run_network() {
     tap)
       [[ -n $RUN_TAP ]] || die "--net tap: name the device with --tap; make one with
   ip tuntap add tap0 mode tap vnet_hdr user \$USER; ip addr add 10.0.2.2/24 dev tap0; ip link set tap0 up"
-      [[ -e /sys/class/net/$RUN_TAP/tun_flags ]] || die "--tap $RUN_TAP: there is no such tap device"
+      # Of this network namespace, which /sys need not show.
+      [[ $(</proc/net/dev) =~ (^|[[:space:]])"$RUN_TAP": ]] || die "--tap $RUN_TAP: there is no such tap device"
       RUN_ADDRESS=${address# }
       RUN_NETDEV="tap,ifname=$RUN_TAP,script=no,downscript=no"
       ;;

@@ -1,0 +1,104 @@
+/* The table of exports. See export.h. */
+#include "apps/nbd/export.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "apps/nbd/wire.h"
+#include "config/limits.h"
+#include "core/log.h"
+
+enum { PREFERRED_BYTES_MIN = 4096 };
+
+static struct nbd_export exports[NBD_EXPORTS_MAX];
+static unsigned export_count;
+static unsigned default_index;
+
+int nbd_export_add(struct block_device *device, const char *name, bool is_read_only,
+                   bool is_rotational) {
+    if (strlen(name) == 0 || strlen(name) > NBD_EXPORT_NAME_MAX) {
+        return log_error(-EINVAL, "nbd: export name \"%s\" refused: 1 to %u bytes are wanted", name,
+                         NBD_EXPORT_NAME_MAX);
+    }
+    if (export_count == NBD_EXPORTS_MAX) {
+        return log_error(-ENOSPC, "nbd: %s left out: %u exports are the limit", name,
+                         NBD_EXPORTS_MAX);
+    }
+    for (unsigned i = 0; i < export_count; i++) {
+        if (strcmp(exports[i].name, name) == 0) {
+            return log_error(-EEXIST, "nbd: a second export %s left out", name);
+        }
+    }
+    struct nbd_export *export = &exports[export_count++];
+    export->name = name;
+    export->device = device;
+    export->is_read_only = is_read_only || device->limits.is_read_only;
+    export->is_rotational = is_rotational;
+    (void)snprintf(export->description, sizeof export->description, "%s, %llu MiB%s", device->model,
+                   (unsigned long long)(device->capacity_bytes >> 20),
+                   export->is_read_only ? ", read-only" : ""); /* for people: may be cut */
+    return 0;
+}
+
+const struct nbd_export *nbd_export_at(unsigned index) {
+    return index < export_count ? &exports[index] : NULL;
+}
+
+const struct nbd_export *nbd_export_find(const char *name, size_t length) {
+    if (length == 0) {
+        return nbd_export_at(default_index);
+    }
+    for (unsigned i = 0; i < export_count; i++) {
+        if (strlen(exports[i].name) == length && memcmp(exports[i].name, name, length) == 0) {
+            return &exports[i];
+        }
+    }
+    return NULL;
+}
+
+int nbd_export_set_default(const char *name) {
+    for (unsigned i = 0; i < export_count; i++) {
+        if (strcmp(exports[i].name, name) == 0) {
+            default_index = i;
+            return 0;
+        }
+    }
+    return log_error(-ENOENT, "nbd: default=%s refused: there is no such export", name);
+}
+
+/* CAN_MULTI_CONN is true because every connection shares one queue and one device: a flush covers
+ * whatever was completed before it, whoever wrote it. SEND_FLUSH is said of a disk without a cache
+ * too: its completed writes are durable, so the answer is immediate and true. */
+uint16_t nbd_export_flags(const struct nbd_export *export) {
+    const struct block_limits *limits = &export->device->limits;
+    unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
+                     NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
+    if (export->is_rotational) {
+        flags |= NBD_FLAG_ROTATIONAL;
+    }
+    if (export->is_read_only) {
+        flags |= NBD_FLAG_READ_ONLY;
+        return (uint16_t)flags;
+    }
+    if (limits->discard_bytes_max != 0) {
+        flags |= NBD_FLAG_SEND_TRIM;
+    }
+    if (limits->zeroes_bytes_max != 0) {
+        flags |= NBD_FLAG_SEND_WRITE_ZEROES;
+    }
+    return (uint16_t)flags;
+}
+
+struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *export) {
+    const struct block_limits *limits = &export->device->limits;
+    uint32_t preferred = PREFERRED_BYTES_MIN;
+    if (limits->physical_block_bytes > preferred) {
+        preferred = limits->physical_block_bytes;
+    }
+    if (limits->optimal_io_bytes > preferred && is_power_of_two(limits->optimal_io_bytes)) {
+        preferred = limits->optimal_io_bytes;
+    }
+    return (struct nbd_block_sizes){
+        .minimum = limits->block_bytes, .preferred = preferred, .maximum = NBD_REQUEST_BYTES_MAX};
+}

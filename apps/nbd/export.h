@@ -1,0 +1,43 @@
+/* Exports: disks under the names that clients ask for. */
+#ifndef APPS_NBD_EXPORT_H
+#define APPS_NBD_EXPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "blk/block.h"
+
+struct nbd_export {
+    const char *name;
+    char description[96];
+    struct block_device *device;
+    bool is_read_only; /* the disk is, or the configuration says so */
+    bool is_rotational;
+};
+
+/* Adds an export; -ENOSPC past NBD_EXPORTS_MAX, -EEXIST for a name that is taken; said in the log.
+ */
+int nbd_export_add(struct block_device *device, const char *name, bool is_read_only,
+                   bool is_rotational);
+
+/* "" (or the name of one) is the default: the first, or the one set. NULL when there is none such.
+ * The name need not end with a zero byte. */
+const struct nbd_export *nbd_export_find(const char *name, size_t length);
+int nbd_export_set_default(const char *name);
+
+/* In order; NULL past the last. */
+const struct nbd_export *nbd_export_at(unsigned index);
+
+/* Transmission flags, true of the disk. */
+uint16_t nbd_export_flags(const struct nbd_export *export);
+
+/* Block size constraints in bytes, as announced: what is not a multiple of `minimum` is refused. */
+struct nbd_block_sizes {
+    uint32_t minimum;
+    uint32_t preferred;
+    uint32_t maximum;
+};
+struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *export);
+
+#endif

@@ -1,0 +1,359 @@
+/* The handshake: greeting, options, until transmission begins (NBD protocol, "Newstyle
+ * negotiation"). One option is handled at a time and only when its longest reply has room, so a
+ * client that sends options and reads nothing is held up by its own replies. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "apps/nbd/connection.h"
+#include "core/log.h"
+#include "core/panic.h"
+
+/* The longest answer to one option: a list of all exports. */
+enum {
+    LIST_ENTRY_BYTES_MAX = NBD_OPTION_REPLY_BYTES + 4 + NBD_EXPORT_NAME_MAX,
+    ANSWER_BYTES_MAX = NBD_EXPORTS_MAX * LIST_ENTRY_BYTES_MAX + NBD_OPTION_REPLY_BYTES,
+    EXPORT_INFO_BYTES = 12,
+    BLOCK_SIZE_INFO_BYTES = 14,
+    EXPORT_NAME_REPLY_BYTES = 10,
+};
+
+_Static_assert(ANSWER_BYTES_MAX < sizeof((struct nbd_handshake *)0)->out,
+               "every answer must fit into an empty buffer");
+
+/* --- Output ------------------------------------------------------------------------------------
+ */
+
+static uint8_t *out_reserve(struct nbd_handshake *handshake, size_t bytes) {
+    ASSERT(bytes <= sizeof handshake->out - handshake->out_used);
+    uint8_t *at = &handshake->out[handshake->out_used];
+    handshake->out_used += bytes;
+    return at;
+}
+
+static uint8_t *put_reply(struct nbd_handshake *handshake, uint32_t type, uint32_t bytes) {
+    uint8_t *at = out_reserve(handshake, NBD_OPTION_REPLY_BYTES + bytes);
+    nbd_put64(at, NBD_REPLY_MAGIC);
+    nbd_put32(at + 8, handshake->option);
+    nbd_put32(at + 12, type);
+    nbd_put32(at + 16, bytes);
+    return at + NBD_OPTION_REPLY_BYTES;
+}
+
+/* An error with a word of explanation for the person at the other end. */
+static void put_error(struct nbd_handshake *handshake, uint32_t error, const char *text) {
+    size_t bytes = strlen(text);
+    memcpy(put_reply(handshake, error, (uint32_t)bytes), text, bytes);
+}
+
+static void out_released(struct stream_mark *mark) {
+    struct nbd_handshake *handshake =
+        (struct nbd_handshake *)(void *)((char *)mark - offsetof(struct nbd_handshake, mark));
+    handshake->mark_is_placed = false;
+    if (handshake->out_sent == handshake->out_used) {
+        handshake->out_sent = 0;
+        handshake->out_used = 0;
+    }
+    nbd_schedule(handshake->connection);
+}
+
+static void out_send(struct nbd_connection *connection) {
+    struct nbd_handshake *handshake = connection->handshake;
+    struct stream *stream = connection->stream;
+    if (handshake->out_sent == handshake->out_used || handshake->mark_is_placed) {
+        return; /* the mark's release runs the connection again */
+    }
+    handshake->out_sent += stream->ops->send(stream, &handshake->out[handshake->out_sent],
+                                             handshake->out_used - handshake->out_sent);
+    handshake->mark.released = out_released;
+    handshake->mark_is_placed = true;
+    stream->ops->mark(stream, &handshake->mark);
+}
+
+static bool has_room_for_answer(const struct nbd_handshake *handshake) {
+    return sizeof handshake->out - handshake->out_used >= ANSWER_BYTES_MAX;
+}
+
+/* --- Options -----------------------------------------------------------------------------------
+ */
+
+static void put_export_info(struct nbd_handshake *handshake, const struct nbd_export *export) {
+    uint8_t *at = put_reply(handshake, NBD_REP_INFO, EXPORT_INFO_BYTES);
+    nbd_put16(at, NBD_INFO_EXPORT);
+    nbd_put64(at + 2, export->device->capacity_bytes);
+    nbd_put16(at + 10, nbd_export_flags(export));
+}
+
+static void put_block_size_info(struct nbd_handshake *handshake, const struct nbd_export *export) {
+    struct nbd_block_sizes sizes = nbd_export_block_sizes(export);
+    uint8_t *at = put_reply(handshake, NBD_REP_INFO, BLOCK_SIZE_INFO_BYTES);
+    nbd_put16(at, NBD_INFO_BLOCK_SIZE);
+    nbd_put32(at + 2, sizes.minimum);
+    nbd_put32(at + 6, sizes.preferred);
+    nbd_put32(at + 10, sizes.maximum);
+}
+
+static void put_text_info(struct nbd_handshake *handshake, uint16_t type, const char *text) {
+    size_t bytes = strlen(text);
+    uint8_t *at = put_reply(handshake, NBD_REP_INFO, (uint32_t)(2 + bytes));
+    nbd_put16(at, type);
+    memcpy(at + 2, text, bytes);
+}
+
+static void begin_transmission(struct nbd_connection *connection, const struct nbd_export *export) {
+    connection->export = export;
+    timer_cancel(&connection->deadline);
+    if (nbd_transmission_begin(connection) != 0) {
+        nbd_abort(connection, "no memory for its requests");
+        return;
+    }
+    connection->state = NBD_TRANSMISSION;
+    log_info("nbd: %s opens export \"%s\"", connection->stream->peer, export->name);
+}
+
+/* INFO and GO: name, then a list of information types that the client would like. */
+static void answer_info(struct nbd_connection *connection, const uint8_t *data, uint32_t bytes) {
+    struct nbd_handshake *handshake = connection->handshake;
+    uint32_t name_bytes = bytes >= 6 ? nbd_get32(data) : UINT32_MAX;
+    bool is_sound = bytes >= 6 && name_bytes <= bytes - 6;
+    uint32_t count = is_sound ? nbd_get16(data + 4 + name_bytes) : 0;
+    if (!is_sound || bytes != 6 + name_bytes + 2 * count) {
+        put_error(handshake, NBD_REP_ERR_INVALID, "lengths in the option do not agree");
+        return;
+    }
+    const struct nbd_export *export = nbd_export_find((const char *)data + 4, name_bytes);
+    if (export == NULL) {
+        put_error(handshake, NBD_REP_ERR_UNKNOWN, "no such export");
+        return;
+    }
+    bool wants_name = false;
+    bool wants_description = false;
+    for (uint32_t i = 0; i < count; i++) {
+        uint16_t type = nbd_get16(data + 6 + name_bytes + 2 * (size_t)i);
+        wants_name |= type == NBD_INFO_NAME;
+        wants_description |= type == NBD_INFO_DESCRIPTION;
+    }
+    put_export_info(handshake, export);
+    /* Whether asked for or not: a client that does not know them would send what is refused. */
+    put_block_size_info(handshake, export);
+    if (wants_name) {
+        put_text_info(handshake, NBD_INFO_NAME, export->name);
+    }
+    if (wants_description) {
+        put_text_info(handshake, NBD_INFO_DESCRIPTION, export->description);
+    }
+    (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
+    if (handshake->option == NBD_OPT_GO) {
+        begin_transmission(connection, export);
+    }
+}
+
+/* EXPORT_NAME has no way to say no but to close. */
+static void answer_export_name(struct nbd_connection *connection, const uint8_t *data,
+                               uint32_t bytes) {
+    struct nbd_handshake *handshake = connection->handshake;
+    const struct nbd_export *export = nbd_export_find((const char *)data, bytes);
+    if (export == NULL || nbd_is_shutting_down()) {
+        nbd_abort(connection, "asks for an export that there is not");
+        return;
+    }
+    bool no_zeroes = (handshake->client_flags & NBD_FLAG_C_NO_ZEROES) != 0;
+    size_t zeroes = no_zeroes ? 0 : NBD_EXPORT_ZEROES_BYTES;
+    uint8_t *at = out_reserve(handshake, EXPORT_NAME_REPLY_BYTES + zeroes);
+    nbd_put64(at, export->device->capacity_bytes);
+    nbd_put16(at + 8, nbd_export_flags(export));
+    memset(at + EXPORT_NAME_REPLY_BYTES, 0, zeroes);
+    begin_transmission(connection, export);
+}
+
+static void answer_list(struct nbd_handshake *handshake, uint32_t bytes) {
+    if (bytes != 0) {
+        put_error(handshake, NBD_REP_ERR_INVALID, "LIST carries no data");
+        return;
+    }
+    if (!nbd_may_list()) {
+        put_error(handshake, NBD_REP_ERR_POLICY, "listing is switched off");
+        return;
+    }
+    const struct nbd_export *export;
+    for (unsigned i = 0; (export = nbd_export_at(i)) != NULL; i++) {
+        uint32_t name_bytes = (uint32_t)strlen(export->name);
+        uint8_t *at = put_reply(handshake, NBD_REP_SERVER, 4 + name_bytes);
+        nbd_put32(at, name_bytes);
+        memcpy(at + 4, export->name, name_bytes);
+    }
+    (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
+}
+
+static void answer_option(struct nbd_connection *connection, const uint8_t *data, uint32_t bytes) {
+    struct nbd_handshake *handshake = connection->handshake;
+    if (nbd_is_shutting_down() && handshake->option != NBD_OPT_EXPORT_NAME &&
+        handshake->option != NBD_OPT_ABORT) {
+        put_error(handshake, NBD_REP_ERR_SHUTDOWN, "shutting down");
+        return;
+    }
+    switch (handshake->option) {
+    case NBD_OPT_EXPORT_NAME:
+        answer_export_name(connection, data, bytes);
+        break;
+    case NBD_OPT_ABORT:
+        (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
+        nbd_begin_draining(connection);
+        break;
+    case NBD_OPT_LIST:
+        answer_list(handshake, bytes);
+        break;
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+        answer_info(connection, data, bytes);
+        break;
+    default:
+        put_error(handshake, NBD_REP_ERR_UNSUP, "option not supported");
+        break;
+    }
+}
+
+/* --- Steps -------------------------------------------------------------------------------------
+ */
+
+static bool take_flags(struct nbd_connection *connection) {
+    struct stream *stream = connection->stream;
+    struct nbd_handshake *handshake = connection->handshake;
+    uint8_t bytes[NBD_CLIENT_FLAGS_BYTES];
+    if (stream->ops->received(stream) < sizeof bytes) {
+        return false;
+    }
+    stream->ops->peek(stream, bytes, sizeof bytes);
+    stream->ops->drop(stream, sizeof bytes);
+    handshake->client_flags = nbd_get32(bytes);
+    uint32_t known = NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES;
+    if ((handshake->client_flags & ~known) != 0) {
+        nbd_abort(connection, "sets unknown handshake flags 0x%x",
+                  (unsigned)handshake->client_flags);
+        return false;
+    }
+    handshake->step = AWAIT_OPTION;
+    return true;
+}
+
+static bool take_option_header(struct nbd_connection *connection) {
+    struct stream *stream = connection->stream;
+    struct nbd_handshake *handshake = connection->handshake;
+    uint8_t bytes[NBD_OPTION_HEADER_BYTES];
+    if (stream->ops->received(stream) < sizeof bytes || !has_room_for_answer(handshake)) {
+        return false;
+    }
+    stream->ops->peek(stream, bytes, sizeof bytes);
+    stream->ops->drop(stream, sizeof bytes);
+    if (nbd_get64(bytes) != NBD_OPTION_MAGIC) {
+        nbd_abort(connection, "sends no option where one was due");
+        return false;
+    }
+    handshake->option = nbd_get32(bytes + 8);
+    handshake->option_bytes = nbd_get32(bytes + 12);
+    handshake->step = AWAIT_DATA;
+    if (handshake->option_bytes > NBD_OPTION_BYTES_MAX) {
+        if (handshake->option == NBD_OPT_EXPORT_NAME ||
+            handshake->option_bytes > 16 * NBD_OPTION_BYTES_MAX) {
+            nbd_abort(connection, "sends an option %u of %u bytes", (unsigned)handshake->option,
+                      (unsigned)handshake->option_bytes);
+            return false;
+        }
+        handshake->skip_reply = NBD_REP_ERR_TOO_BIG;
+        handshake->step = SKIP_DATA;
+    }
+    /* Without fixed newstyle a client knows only EXPORT_NAME and no replies to anything else. */
+    if ((handshake->client_flags & NBD_FLAG_C_FIXED_NEWSTYLE) == 0 &&
+        handshake->option != NBD_OPT_EXPORT_NAME) {
+        nbd_abort(connection, "sends option %u without fixed newstyle",
+                  (unsigned)handshake->option);
+        return false;
+    }
+    return true;
+}
+
+static bool take_option_data(struct nbd_connection *connection) {
+    static uint8_t data[NBD_OPTION_BYTES_MAX]; /* one at a time: nothing here waits */
+    struct stream *stream = connection->stream;
+    struct nbd_handshake *handshake = connection->handshake;
+    uint32_t bytes = handshake->option_bytes;
+    if (stream->ops->received(stream) < bytes) {
+        return false;
+    }
+    stream->ops->peek(stream, data, bytes);
+    stream->ops->drop(stream, bytes);
+    handshake->step = AWAIT_OPTION;
+    answer_option(connection, data, bytes);
+    return connection->state == NBD_HANDSHAKE;
+}
+
+static bool skip_option_data(struct nbd_connection *connection) {
+    struct stream *stream = connection->stream;
+    struct nbd_handshake *handshake = connection->handshake;
+    size_t have = stream->ops->received(stream);
+    size_t bytes = have < handshake->option_bytes ? have : handshake->option_bytes;
+    stream->ops->drop(stream, bytes);
+    handshake->option_bytes -= (uint32_t)bytes;
+    if (handshake->option_bytes > 0) {
+        return false;
+    }
+    put_error(handshake, handshake->skip_reply, "option too long");
+    handshake->step = AWAIT_OPTION;
+    return true;
+}
+
+static bool take_step(struct nbd_connection *connection) {
+    switch (connection->handshake->step) {
+    case AWAIT_FLAGS:
+        return take_flags(connection);
+    case AWAIT_OPTION:
+        return take_option_header(connection);
+    case AWAIT_DATA:
+        return take_option_data(connection);
+    case SKIP_DATA:
+        return skip_option_data(connection);
+    }
+    panic("nbd: handshake step %u is none", (unsigned)connection->handshake->step);
+}
+
+void nbd_handshake_run(struct nbd_connection *connection) {
+    while (connection->state == NBD_HANDSHAKE && take_step(connection)) {
+    }
+    if (connection->state != NBD_CLOSED) {
+        out_send(connection);
+    }
+}
+
+bool nbd_handshake_flush(struct nbd_connection *connection) {
+    struct nbd_handshake *handshake = connection->handshake;
+    if (handshake == NULL) {
+        return true;
+    }
+    out_send(connection);
+    bool is_taken = handshake->out_sent == handshake->out_used;
+    if (is_taken && !handshake->mark_is_placed) {
+        nbd_handshake_end(connection);
+    }
+    return is_taken;
+}
+
+int nbd_handshake_begin(struct nbd_connection *connection) {
+    struct nbd_handshake *handshake = calloc(1, sizeof *handshake);
+    if (handshake == NULL) {
+        return -ENOMEM;
+    }
+    connection->handshake = handshake;
+    handshake->connection = connection;
+    uint8_t *greeting = out_reserve(handshake, NBD_GREETING_BYTES);
+    nbd_put64(greeting, NBD_MAGIC);
+    nbd_put64(greeting + 8, NBD_OPTION_MAGIC);
+    nbd_put16(greeting + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    nbd_set_deadline(connection, NBD_HANDSHAKE_TIMEOUT_MS);
+    out_send(connection);
+    return 0;
+}
+
+void nbd_handshake_end(struct nbd_connection *connection) {
+    free(connection->handshake);
+    connection->handshake = NULL;
+}

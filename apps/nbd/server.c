@@ -1,0 +1,428 @@
+/* The NBD server's connections and memory. See server.h and connection.h.
+ *
+ * Memory for payload is one IoBuffer, taken at start, from which reads get contiguous buffers. One
+ * connection may hold its share at most: half when it is alone, a third beside one other, and so
+ * on, so a client that asks for much and takes nothing leaves room for the next. */
+#include "apps/nbd/server.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "apps/nbd/connection.h"
+#include "boot/arch.h"
+#include "core/log.h"
+#include "core/mem/free_list.h"
+#include "core/mem/heap.h"
+#include "core/mem/io_buffer.h"
+#include "core/panic.h"
+#include "core/task/scheduler.h"
+#include "net/stack.h"
+#include "net/tcp_stream.h"
+
+enum {
+    /* Of the heap that is free when the server starts: for payload, and for ios. */
+    PAYLOAD_SHARE = 2,
+    PAYLOAD_BYTES_MAX = 32 * 1024 * 1024,
+    PAYLOAD_BYTES_MIN = 256 * 1024,
+    IO_SHARE = 8,
+    IOS_MIN = 32,
+    IOS_MAX = 2048,
+};
+
+static struct io_buffer payload_memory;
+static struct free_list payload;
+static struct nbd_io *ios;
+static unsigned io_count;
+static struct nbd_io *free_ios;
+static unsigned fresh_ios; /* of the array, never used so far: memory is touched when it is needed */
+static unsigned free_io_count;
+static unsigned free_io_least;
+static struct nbd_connection *connections;
+static unsigned connection_count;
+static unsigned connection_peak;
+static struct nbd_connection *run_first;
+static struct nbd_connection *run_last;
+static bool somebody_waits;
+static uint64_t waits;
+static bool may_list;
+static bool is_shutting_down;
+static uint64_t shutdown_deadline_ns;
+static uint64_t served_total;
+
+bool nbd_is_shutting_down(void) {
+    return is_shutting_down;
+}
+
+bool nbd_may_list(void) {
+    return may_list;
+}
+
+/* --- Memory ------------------------------------------------------------------------------------
+ */
+
+static size_t quota_bytes(void) {
+    size_t share = payload.page_count * PAGE_BYTES / (connection_count + 1);
+    return share > NBD_READ_CHUNK_BYTES ? share : NBD_READ_CHUNK_BYTES;
+}
+
+/* A contiguous buffer, smaller than asked when memory is in pieces. */
+static void *buffer_take(size_t *bytes) {
+    for (size_t pages = align_up(*bytes, PAGE_BYTES) / PAGE_BYTES; pages > 0; pages /= 2) {
+        void *buffer = free_list_take(&payload, pages, 1);
+        if (buffer != NULL) {
+            size_t got = pages * PAGE_BYTES;
+            *bytes = got < *bytes ? got : *bytes;
+            return buffer;
+        }
+    }
+    return NULL;
+}
+
+struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
+    struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
+    void *buffer = NULL;
+    size_t bytes = buffer_bytes;
+    bool is_within_quota =
+        connection->buffer_bytes == 0 || connection->buffer_bytes + buffer_bytes <= quota_bytes();
+    if (io != NULL && buffer_bytes > 0 && is_within_quota) {
+        buffer = buffer_take(&bytes);
+    }
+    if (io == NULL || (buffer_bytes > 0 && buffer == NULL)) {
+        connection->wants_memory = true;
+        somebody_waits = true;
+        waits++;
+        return NULL;
+    }
+    if (io == free_ios) {
+        free_ios = io->next;
+    } else {
+        fresh_ios++;
+    }
+    free_io_count--;
+    free_io_least = free_io_count < free_io_least ? free_io_count : free_io_least;
+    connection->buffer_bytes += bytes;
+    io->next = NULL;
+    io->request = NULL;
+    io->buffer = buffer;
+    io->buffer_bytes = bytes;
+    io->state = IO_IDLE;
+    io->loan = (struct stream_loan){0};
+    return io;
+}
+
+void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
+    ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
+    if (io->buffer != NULL) {
+        free_list_give(&payload, io->buffer);
+        ASSERT(connection->buffer_bytes >= io->buffer_bytes);
+        connection->buffer_bytes -= io->buffer_bytes;
+        io->buffer = NULL;
+    }
+    io->next = free_ios;
+    free_ios = io;
+    free_io_count++;
+    for (struct nbd_connection *other = connections; somebody_waits && other != NULL;
+         other = other->next) {
+        if (other->wants_memory) {
+            other->wants_memory = false;
+            nbd_schedule(other);
+        }
+    }
+    somebody_waits = false;
+}
+
+static int take_memory(void) {
+    struct heap_stats heap;
+    heap_get_stats(&heap);
+    size_t room = heap.bytes_total - heap.bytes_used;
+    size_t wanted_ios = room / IO_SHARE / sizeof(struct nbd_io);
+    io_count = (unsigned)(wanted_ios > IOS_MAX   ? IOS_MAX
+                          : wanted_ios < IOS_MIN ? IOS_MIN
+                                                 : wanted_ios);
+    ios = malloc(io_count * sizeof *ios);
+    if (ios == NULL) {
+        return log_error(-ENOMEM, "nbd: no memory for %u requests", io_count);
+    }
+    free_io_count = io_count;
+    free_io_least = io_count;
+    size_t bytes = room / PAYLOAD_SHARE;
+    bytes = bytes > PAYLOAD_BYTES_MAX ? PAYLOAD_BYTES_MAX : align_down(bytes, PAGE_BYTES);
+    heap_get_stats(&heap);
+    bytes = bytes > heap.largest_free_run / 2 ? align_down(heap.largest_free_run / 2, PAGE_BYTES)
+                                              : bytes;
+    if (bytes < PAYLOAD_BYTES_MIN) {
+        return log_error(-ENOMEM, "nbd: %zu bytes for payload are too few", bytes);
+    }
+    int error = io_buffer_init(&payload_memory, bytes, IO_BUFFER_ALIGN_DEFAULT);
+    if (!error) {
+        error = free_list_init(&payload, io_buffer_data(&payload_memory), bytes);
+    }
+    return error;
+}
+
+/* --- Connections -------------------------------------------------------------------------------
+ */
+
+void nbd_schedule(struct nbd_connection *connection) {
+    if (connection->has_work) {
+        return;
+    }
+    connection->has_work = true;
+    connection->next_to_run = NULL;
+    if (run_last != NULL) {
+        run_last->next_to_run = connection;
+    } else {
+        run_first = connection;
+    }
+    run_last = connection;
+    net_wake();
+}
+
+static void stream_changed(void *arg) {
+    nbd_schedule(arg);
+}
+
+static void deadline_passed(void *arg) {
+    struct nbd_connection *connection = arg;
+    connection->is_late = true;
+    nbd_schedule(connection);
+}
+
+void nbd_set_deadline(struct nbd_connection *connection, uint64_t timeout_ms) {
+    timer_set(&connection->deadline, arch_clock_ns() + timeout_ms * NS_PER_MS, deadline_passed,
+              connection);
+}
+
+void nbd_begin_draining(struct nbd_connection *connection) {
+    connection->state = NBD_DRAINING;
+    nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
+}
+
+static void let_go(struct nbd_connection *connection, bool abort) {
+    struct stream *stream = connection->stream;
+    connection->state = NBD_CLOSED;
+    timer_cancel(&connection->deadline);
+    /* The stream's memory ends when its marks and loans are back; ours after that. */
+    stream->changed = NULL;
+    stream->ops->close(stream, abort);
+    nbd_transmission_drop(connection);
+    nbd_schedule(connection);
+}
+
+void nbd_abort(struct nbd_connection *connection, const char *format, ...) {
+    static struct log_rate rate;
+    if (connection->state == NBD_CLOSED) {
+        return;
+    }
+    if (log_rate_allows(&rate)) {
+        char reason[128];
+        va_list arguments;
+        va_start(arguments, format);
+        (void)vsnprintf(reason, sizeof reason, format, arguments); /* for people: may be cut */
+        va_end(arguments);
+        log_info("nbd: %s %s: closed", connection->stream->peer, reason);
+    }
+    let_go(connection, true);
+}
+
+static bool accept_client(struct stream *stream, void *unused) {
+    static struct log_rate rate;
+    (void)unused;
+    if (connection_count >= NBD_CONNECTIONS_MAX || is_shutting_down) {
+        if (log_rate_allows(&rate)) {
+            log_warning("nbd: %s refused: %s", stream->peer,
+                        is_shutting_down ? "shutting down" : "too many connections");
+        }
+        return false;
+    }
+    struct nbd_connection *connection = calloc(1, sizeof *connection);
+    if (connection == NULL) {
+        return false;
+    }
+    connection->stream = stream;
+    stream->arg = connection;
+    if (nbd_handshake_begin(connection) != 0) {
+        free(connection);
+        return false;
+    }
+    stream->changed = stream_changed;
+    connection->next = connections;
+    connections = connection;
+    connection_count++;
+    connection_peak = connection_count > connection_peak ? connection_count : connection_peak;
+    served_total++;
+    log_debug("nbd: %s connects, %u connections", stream->peer, connection_count);
+    return true;
+}
+
+static bool is_unused(const struct nbd_connection *connection) {
+    bool has_mark = connection->handshake != NULL && connection->handshake->mark_is_placed;
+    return connection->state == NBD_CLOSED && nbd_transmission_is_idle(connection) && !has_mark &&
+           !connection->has_work;
+}
+
+static void destroy(struct nbd_connection *connection) {
+    struct nbd_connection **link = &connections;
+    while (*link != connection) {
+        link = &(*link)->next;
+    }
+    *link = connection->next;
+    connection_count--;
+    ASSERT(connection->buffer_bytes == 0);
+    nbd_handshake_end(connection);
+    nbd_transmission_end(connection);
+    free(connection);
+}
+
+/* What a connection that is to end still waits for: its requests, and the client taking the
+ * answers. */
+static void drain(struct nbd_connection *connection) {
+    if (nbd_transmission_is_idle(connection) && nbd_handshake_flush(connection)) {
+        let_go(connection, false);
+    }
+}
+
+/* A client that has sent its last byte gets its answers, unless it stopped in the middle. */
+static void follow_stream(struct nbd_connection *connection) {
+    struct stream *stream = connection->stream;
+    if (connection->state == NBD_CLOSED) {
+        return;
+    }
+    if (stream->state == STREAM_DEAD) {
+        nbd_abort(connection, "lost");
+    } else if (connection->is_late) {
+        nbd_abort(connection, connection->state == NBD_HANDSHAKE
+                                  ? "does not finish its handshake in time"
+                                  : "does not take its last replies in time");
+    } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_HANDSHAKE) {
+        let_go(connection, false);
+    } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
+               (connection->receiving != NULL || connection->skip_bytes > 0)) {
+        nbd_abort(connection, "closes in the middle of a write");
+    } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
+               stream->ops->received(stream) < NBD_REQUEST_BYTES) {
+        log_info("nbd: %s closes without a disconnect", stream->peer);
+        nbd_begin_draining(connection);
+    }
+}
+
+static bool run(struct nbd_connection *connection) {
+    bool has_more = false;
+    if (connection->state == NBD_HANDSHAKE) {
+        nbd_handshake_run(connection);
+    }
+    bool is_begun = connection->requests != NULL && connection->state != NBD_HANDSHAKE;
+    /* What the handshake has left to say goes before any reply. */
+    if (is_begun && (connection->state == NBD_CLOSED || nbd_handshake_flush(connection))) {
+        has_more = nbd_transmission_run(connection);
+    }
+    follow_stream(connection);
+    if (connection->state == NBD_DRAINING) {
+        drain(connection);
+    }
+    return has_more;
+}
+
+static void check_shutdown(void) {
+    for (struct nbd_connection *connection = connections; connection != NULL;
+         connection = connection->next) {
+        bool is_late = scheduler_now_ns() > shutdown_deadline_ns;
+        if (connection->state == NBD_CLOSED) {
+            continue;
+        }
+        if (is_late) {
+            nbd_abort(connection, "does not drain in time");
+        } else if (connection->state == NBD_HANDSHAKE ||
+                   (connection->state == NBD_TRANSMISSION && connection->receiving == NULL &&
+                    connection->skip_bytes == 0 && nbd_transmission_is_idle(connection))) {
+            let_go(connection, false);
+        }
+    }
+}
+
+/* When receive buffers run short, everybody who gathers a write hands on what is there. */
+static void relieve_pressure(void) {
+    for (struct nbd_connection *connection = connections; connection != NULL;
+         connection = connection->next) {
+        if (connection->state == NBD_TRANSMISSION && connection->receiving != NULL &&
+            connection->stream->ops->is_under_pressure(connection->stream)) {
+            nbd_schedule(connection);
+        }
+    }
+}
+
+static bool work(void *unused) {
+    (void)unused;
+    relieve_pressure();
+    if (is_shutting_down) {
+        check_shutdown();
+    }
+    struct nbd_connection *connection = run_first;
+    run_first = NULL;
+    run_last = NULL;
+    bool has_more = false;
+    while (connection != NULL) {
+        struct nbd_connection *next = connection->next_to_run;
+        connection->has_work = false;
+        if (run(connection)) {
+            nbd_schedule(connection);
+            has_more = true;
+        }
+        if (is_unused(connection)) {
+            destroy(connection);
+        }
+        connection = next;
+    }
+    return has_more;
+}
+
+int nbd_server_start(const struct nbd_server_config *config) {
+    may_list = config->may_list;
+    int error = take_memory();
+    if (!error) {
+        error = tcp_stream_listen(config->port, accept_client, NULL);
+    }
+    if (error) {
+        return error;
+    }
+    net_set_worker(work, NULL);
+    net_wake();
+    return 0;
+}
+
+void nbd_server_shut_down(void) {
+    if (is_shutting_down) {
+        return;
+    }
+    is_shutting_down = true;
+    shutdown_deadline_ns = scheduler_now_ns() + NBD_DRAIN_TIMEOUT_MS * NS_PER_MS;
+    log_info("nbd: shutting down, %u connections to drain", connection_count);
+    net_wake();
+}
+
+bool nbd_server_is_down(void) {
+    return is_shutting_down && connection_count == 0;
+}
+
+void nbd_server_dump(void) {
+    log_text(
+        "nbd: %u connections (peak %u, total %llu), ios %u of %u free (least %u), payload %zu of "
+        "%zu KiB free, waits %llu",
+        connection_count, connection_peak, (unsigned long long)served_total, free_io_count,
+        io_count, free_io_least, free_list_pages_free(&payload) * PAGE_BYTES / 1024,
+        payload.page_count * PAGE_BYTES / 1024, (unsigned long long)waits);
+    for (const struct nbd_connection *connection = connections; connection != NULL;
+         connection = connection->next) {
+        if (connection->state != NBD_CLOSED) {
+            log_text(
+                "  %s: export \"%s\", %u in flight, %llu requests, %llu bytes read, %llu written",
+                connection->stream->peer,
+                connection->export != NULL ? connection->export->name : "",
+                connection->requests_in_use, (unsigned long long)connection->requests_total,
+                (unsigned long long)connection->bytes_read,
+                (unsigned long long)connection->bytes_written);
+        }
+    }
+}

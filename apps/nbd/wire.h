@@ -1,0 +1,144 @@
+/* The NBD protocol's formats and constants (NBD protocol, doc/proto.md of the NBD project). All
+ * numbers are big-endian on the wire. */
+#ifndef APPS_NBD_WIRE_H
+#define APPS_NBD_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Handshake. */
+#define NBD_MAGIC        UINT64_C(0x4e42444d41474943) /* "NBDMAGIC" */
+#define NBD_OPTION_MAGIC UINT64_C(0x49484156454f5054) /* "IHAVEOPT" */
+#define NBD_REPLY_MAGIC  UINT64_C(0x0003e889045565a9)
+
+enum {
+    NBD_FLAG_FIXED_NEWSTYLE = 1 << 0,
+    NBD_FLAG_NO_ZEROES = 1 << 1,
+
+    NBD_FLAG_C_FIXED_NEWSTYLE = 1 << 0,
+    NBD_FLAG_C_NO_ZEROES = 1 << 1,
+
+    NBD_OPT_EXPORT_NAME = 1,
+    NBD_OPT_ABORT = 2,
+    NBD_OPT_LIST = 3,
+    NBD_OPT_STARTTLS = 5,
+    NBD_OPT_INFO = 6,
+    NBD_OPT_GO = 7,
+    NBD_OPT_STRUCTURED_REPLY = 8,
+
+    NBD_REP_ACK = 1,
+    NBD_REP_SERVER = 2,
+    NBD_REP_INFO = 3,
+
+    NBD_INFO_EXPORT = 0,
+    NBD_INFO_NAME = 1,
+    NBD_INFO_DESCRIPTION = 2,
+    NBD_INFO_BLOCK_SIZE = 3,
+
+    NBD_GREETING_BYTES = 18,
+    NBD_CLIENT_FLAGS_BYTES = 4,
+    NBD_OPTION_HEADER_BYTES = 16,
+    NBD_OPTION_REPLY_BYTES = 20,
+    NBD_EXPORT_ZEROES_BYTES = 124,
+    /* Longest string of the protocol. */
+    NBD_STRING_MAX = 4096,
+};
+
+#define NBD_REP_ERR_UNSUP    UINT32_C(0x80000001)
+#define NBD_REP_ERR_POLICY   UINT32_C(0x80000002)
+#define NBD_REP_ERR_INVALID  UINT32_C(0x80000003)
+#define NBD_REP_ERR_UNKNOWN  UINT32_C(0x80000006)
+#define NBD_REP_ERR_SHUTDOWN UINT32_C(0x80000007)
+#define NBD_REP_ERR_TOO_BIG  UINT32_C(0x80000009)
+
+/* Transmission. */
+#define NBD_REQUEST_MAGIC      UINT32_C(0x25609513)
+#define NBD_SIMPLE_REPLY_MAGIC UINT32_C(0x67446698)
+
+enum {
+    NBD_FLAG_HAS_FLAGS = 1 << 0,
+    NBD_FLAG_READ_ONLY = 1 << 1,
+    NBD_FLAG_SEND_FLUSH = 1 << 2,
+    NBD_FLAG_SEND_FUA = 1 << 3,
+    NBD_FLAG_ROTATIONAL = 1 << 4,
+    NBD_FLAG_SEND_TRIM = 1 << 5,
+    NBD_FLAG_SEND_WRITE_ZEROES = 1 << 6,
+    NBD_FLAG_CAN_MULTI_CONN = 1 << 8,
+    NBD_FLAG_SEND_CACHE = 1 << 10,
+
+    NBD_CMD_READ = 0,
+    NBD_CMD_WRITE = 1,
+    NBD_CMD_DISC = 2,
+    NBD_CMD_FLUSH = 3,
+    NBD_CMD_TRIM = 4,
+    NBD_CMD_CACHE = 5,
+    NBD_CMD_WRITE_ZEROES = 6,
+
+    NBD_CMD_FLAG_FUA = 1 << 0,
+    NBD_CMD_FLAG_NO_HOLE = 1 << 1,
+
+    NBD_EPERM = 1,
+    NBD_EIO = 5,
+    NBD_ENOMEM = 12,
+    NBD_EINVAL = 22,
+    NBD_ENOSPC = 28,
+    NBD_ENOTSUP = 95,
+    NBD_ESHUTDOWN = 108,
+
+    NBD_REQUEST_BYTES = 28,
+    NBD_SIMPLE_REPLY_BYTES = 16,
+};
+
+/* A request's header, decoded. */
+struct nbd_request_header {
+    uint32_t magic;
+    uint16_t flags;
+    uint16_t command;
+    uint64_t cookie;
+    uint64_t offset;
+    uint32_t length;
+};
+
+void nbd_decode_request(const uint8_t bytes[NBD_REQUEST_BYTES], struct nbd_request_header *header);
+void nbd_encode_simple_reply(uint8_t bytes[NBD_SIMPLE_REPLY_BYTES], uint32_t error,
+                             uint64_t cookie);
+
+/* Only commands that carry data say so. */
+static inline bool nbd_command_has_payload(uint16_t command) {
+    return command == NBD_CMD_WRITE;
+}
+
+/* A negative errno of the block layer, or 0, to the protocol's number. `command` matters for a
+ * request past the end: "no space" for what writes, "invalid" for what reads. */
+uint32_t nbd_error_of(int error, uint16_t command);
+
+/* Big-endian numbers at any address. */
+static inline uint16_t nbd_get16(const uint8_t *p) {
+    return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static inline uint32_t nbd_get32(const uint8_t *p) {
+    return (uint32_t)nbd_get16(p) << 16 | nbd_get16(p + 2);
+}
+
+static inline uint64_t nbd_get64(const uint8_t *p) {
+    return (uint64_t)nbd_get32(p) << 32 | nbd_get32(p + 4);
+}
+
+static inline void nbd_put16(uint8_t *p, uint16_t value) {
+    p[0] = (uint8_t)(value >> 8);
+    p[1] = (uint8_t)value;
+}
+
+static inline void nbd_put32(uint8_t *p, uint32_t value) {
+    nbd_put16(p, (uint16_t)(value >> 16));
+    nbd_put16(p + 2, (uint16_t)value);
+}
+
+static inline void nbd_put64(uint8_t *p, uint64_t value) {
+    nbd_put32(p, (uint32_t)(value >> 32));
+    nbd_put32(p + 4, (uint32_t)value);
+}
+
+#endif

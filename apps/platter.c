@@ -1,0 +1,175 @@
+/* The appliance: reads the configuration, exports the disks, serves them until it is told to stop.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "apps/nbd/export.h"
+#include "apps/nbd/server.h"
+#include "apps/status/status.h"
+#include "blk/block.h"
+#include "blk/ram_disk.h"
+#include "boot/arch.h"
+#include "core/config.h"
+#include "core/dev/console.h"
+#include "core/dev/device_node.h"
+#include "core/dev/irq.h"
+#include "core/dev/ns16550.h"
+#include "core/log.h"
+#include "core/mem/heap.h"
+#include "core/panic.h"
+#include "core/start.h"
+#include "core/task/event.h"
+#include "core/task/scheduler.h"
+#include "core/task/task.h"
+#include "net/stack.h"
+
+enum {
+    PORT_DEFAULT = 10809, /* IANA: nbd */
+    KEY_STOP = 0x03,      /* Ctrl-C */
+    KEY_STATUS = 's',
+    /* The last flush of a disk may take as long as any request; then power goes off all the same.
+     */
+    LOOK_MS = 10,
+};
+
+static struct event wake;
+static bool stop_is_wanted;
+static bool status_is_wanted;
+
+static void receive_key(void *unused, uint8_t key) {
+    (void)unused;
+    stop_is_wanted |= key == KEY_STOP;
+    status_is_wanted |= key == KEY_STATUS;
+    event_signal(&wake);
+}
+
+static void enable_console_input(void) {
+    const struct device_node *node;
+    console_set_receiver(receive_key, NULL);
+    for (unsigned i = 0; (node = device_node_at(i)) != NULL; i++) {
+        if (node->driver == &ns16550_driver && node->state == DEVICE_BOUND) {
+            (void)ns16550_enable_input(
+                node); /* said in the log; the disks are served all the same */
+        }
+    }
+}
+
+/* True when the comma-separated list of `key` (which may stand more than once) has `name`. */
+static bool is_listed(const char *key, const char *name) {
+    unsigned position = 0;
+    const char *list;
+    while ((list = config_next(key, &position)) != NULL) {
+        size_t length = strlen(name);
+        for (const char *at = list; at != NULL; at = strchr(at, ',')) {
+            at += *at == ',';
+            if (strncmp(at, name, length) == 0 && (at[length] == ',' || at[length] == '\0')) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static int make_exports(void) {
+    uint64_t ram_bytes = config_bytes("ramdisk", PAGE_BYTES, UINT64_C(1) << 40, 0);
+    if (ram_bytes != 0) {
+        (void)ram_disk_create("ram0", align_down(ram_bytes, PAGE_BYTES)); /* said in the log */
+    }
+    struct block_device *device;
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        (void)nbd_export_add(device, device->name, is_listed("readonly", device->name),
+                             is_listed("rotational", device->name)); /* said in the log */
+    }
+    if (nbd_export_at(0) == NULL) {
+        return log_error(-ENODEV, "nbd: there is no disk to serve");
+    }
+    /* A name in one of these lists that is no disk would leave something writable, or hidden,
+     * against what was meant: refuse rather than guess. */
+    static const char *const lists[] = {"readonly", "rotational"};
+    for (unsigned i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+        unsigned position = 0;
+        const char *list;
+        while ((list = config_next(lists[i], &position)) != NULL) {
+            while (*list != '\0') {
+                char name[NBD_EXPORT_NAME_MAX + 1];
+                size_t length = strcspn(list, ",");
+                (void)snprintf(name, sizeof name, "%.*s", (int)length, list); /* cut: not found */
+                if (block_device_find(name) == NULL) {
+                    return log_error(-ENOENT, "config: %s=%s refused: there is no disk %s",
+                                     lists[i], list, name);
+                }
+                list += length + (list[length] == ',');
+            }
+        }
+    }
+    const char *first = config_text("default");
+    return first != NULL ? nbd_export_set_default(first) : 0;
+}
+
+/* Until every connection is drained or cut, and the disks have flushed. */
+struct last_flush {
+    struct block_request request;
+    bool is_done;
+};
+
+static void flush_done(struct block_request *request) {
+    ((struct last_flush *)request->owner)->is_done = true;
+    event_signal(&wake);
+}
+
+static _Noreturn void shut_down(void) {
+    static struct last_flush flushes[BLOCK_DEVICES_MAX];
+    bool failed = false;
+    nbd_server_shut_down();
+    while (!nbd_server_is_down()) {
+        (void)task_wait(&wake, arch_clock_ns() + LOOK_MS * NS_PER_MS); /* either way: look again */
+        net_wake();
+    }
+    struct block_device *device;
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        struct last_flush *flush = &flushes[i];
+        flush->request = (struct block_request){
+            .operation = BLOCK_FLUSH, .complete = flush_done, .owner = flush};
+        block_submit(device, &flush->request);
+        while (!flush->is_done) {
+            /* The device's own deadline ends a flush that never comes back. */
+            (void)task_wait(&wake, DEADLINE_NEVER);
+        }
+        failed |= flush->request.status != 0;
+    }
+    log_info("power off%s", failed ? ": a disk could not be flushed" : "");
+    power_off(failed);
+}
+
+void appliance_main(void *unused) {
+    (void)unused;
+    enable_console_input();
+    struct nbd_server_config server = {
+        .port = (uint16_t)config_number("port", 1, UINT16_MAX, PORT_DEFAULT),
+        .may_list = config_switch("list", true),
+    };
+    int error = make_exports();
+    if (!error) {
+        error = net_start();
+    }
+    if (!error) {
+        error = nbd_server_start(&server);
+    }
+    config_report_unknown();
+    if (error) {
+        panic("cannot serve (error %d); see the log above", error);
+    }
+    log_info("nbd: %u exports at port %u, ready %llu us after reset", status_export_count(),
+             server.port, (unsigned long long)(arch_clock_ns() / NS_PER_US));
+    for (;;) {
+        (void)task_wait(&wake, DEADLINE_NEVER); /* a key is the event */
+        if (status_is_wanted) {
+            status_is_wanted = false;
+            status_dump();
+        }
+        if (stop_is_wanted) {
+            shut_down();
+        }
+    }
+}

@@ -1,0 +1,140 @@
+/* Block devices and requests: what a server, a partition or a test needs of a disk.
+ *
+ * A driver fills in `struct block_device`, registers it, and takes work from its queue (queue.h).
+ * Everything is asynchronous: a request is submitted and its callback called once. */
+#ifndef BLK_BLOCK_H
+#define BLK_BLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "blk/histogram.h"
+#include "config/limits.h"
+#include "core/virtio/queue.h" /* struct segment */
+
+enum block_operation {
+    BLOCK_READ,
+    BLOCK_WRITE,
+    BLOCK_FLUSH,
+    BLOCK_DISCARD,
+    BLOCK_WRITE_ZEROES,
+    BLOCK_OPERATIONS,
+};
+
+enum block_flag {
+    BLOCK_FUA = 1,   /* write, write zeroes, discard: durable before completion */
+    BLOCK_UNMAP = 2, /* write zeroes: may deallocate, as long as it reads as zero */
+};
+
+/* Owned by the device from block_submit until `complete` is called. */
+struct block_request {
+    enum block_operation operation;
+    unsigned flags;
+    uint64_t offset; /* bytes, a multiple of the block size; 0 for a flush */
+    uint64_t length; /* bytes, likewise; what the segments of a read or write add up to */
+    /* Reads and writes; stay valid until completion. Either every segment is whole blocks, or there
+     * are no more than block_segments_max of them: so that whatever the device's limits are, each
+     * device request can be whole blocks too. */
+    const struct segment *segments;
+    unsigned segment_count;
+    /* Called once, from the device's task, with `status` set. May submit new requests; must not
+     * wait. */
+    void (*complete)(struct block_request *request);
+    void *owner; /* the submitter's own */
+    int status;  /* 0 or a negative errno, when complete */
+
+    /* The queue's own. */
+    struct block_request *next;
+    uint64_t issued;     /* bytes handed to the device so far */
+    unsigned segment_at; /* where the next part starts: segment and byte within it */
+    uint32_t segment_offset;
+    unsigned parts_in_flight;
+    bool is_issued; /* all parts handed out */
+    uint64_t submitted_ns;
+};
+
+/* What the device can do, told once at registration, in bytes. */
+struct block_limits {
+    uint32_t block_bytes;          /* logical: what offsets and lengths are multiples of */
+    uint32_t physical_block_bytes; /* at least the logical one */
+    uint32_t optimal_io_bytes;     /* 0 when not told */
+    uint32_t segments_max;         /* of one device request */
+    uint32_t segment_bytes_max;
+    uint64_t discard_bytes_max; /* of one device request; 0 when not offered */
+    uint32_t discard_align_bytes;
+    uint64_t zeroes_bytes_max; /* 0 when not offered */
+    bool zeroes_may_unmap;
+    bool is_read_only;
+    bool has_cache; /* writes are durable only after a flush */
+    /* Geometry as the device tells it, 0 when it does not; nobody computes with it. */
+    uint16_t cylinders;
+    uint8_t heads;
+    uint8_t sectors;
+};
+
+struct block_stats {
+    uint64_t operations[BLOCK_OPERATIONS]; /* requests completed */
+    uint64_t bytes[BLOCK_OPERATIONS];
+    uint64_t errors[BLOCK_OPERATIONS];
+    uint64_t parts;          /* device requests issued: more than operations when split */
+    uint64_t merges;         /* requests that joined another's device request */
+    uint64_t device_flushes; /* fewer than flushes asked for when they share one */
+    unsigned in_flight;      /* requests submitted and not completed */
+    unsigned in_flight_peak;
+    struct histogram latency_us;
+};
+
+struct block_device {
+    const char *name;  /* vda, vdb, ..., ram0 */
+    const char *model; /* a word for descriptions: "virtio-blk", "RAM disk" */
+    uint64_t capacity_bytes;
+    struct block_limits limits;
+    struct block_stats stats;
+    bool is_gone; /* taken out of service: every request fails with -EIO */
+
+    /* The driver's side: called when there is work in the queue. */
+    void (*wake)(struct block_device *device);
+    void (*dump)(const struct block_device *device); /* state of its rings; may be NULL */
+
+    /* The queue's own, see queue.h. */
+    struct block_request *waiting_first;
+    struct block_request *waiting_last;
+    struct block_request *flush_waiting;
+    struct block_request *flush_waiting_last;
+    struct block_request *flush_active; /* all served by the device flush now in flight */
+    bool is_flushing;
+};
+
+/* Puts a device into the list; -ENOSPC past BLOCK_DEVICES_MAX, said in the log. */
+int block_register(struct block_device *device);
+
+/* Takes the device that was registered last out again: its driver could not go on. */
+void block_unregister(struct block_device *device);
+
+/* In order of registration; NULL past the last. */
+struct block_device *block_device_at(unsigned index);
+struct block_device *block_device_find(const char *name);
+
+/* 0 when the request makes sense for the device as it is now, else -EINVAL (alignment, nothing to
+ * do), -ERANGE (past the end), -EROFS (read only), -ENOTSUP (not offered). The one validator: what
+ * it lets through is only asserted behind it. */
+int block_check(const struct block_device *device, enum block_operation operation, uint64_t offset,
+                uint64_t length);
+
+/* Segments of any shape that a request may have for this device. */
+static inline unsigned block_segments_max(const struct block_device *device) {
+    return device->limits.segments_max < BLOCK_SEGMENTS_MAX ? device->limits.segments_max
+                                                            : BLOCK_SEGMENTS_MAX;
+}
+
+/* Hands over a request that block_check accepts. Never blocks, never fails for lack of room: it
+ * waits in order. Overlapping requests in flight are unordered; a flush covers what was completed
+ * before it was submitted. */
+void block_submit(struct block_device *device, struct block_request *request);
+
+const char *block_operation_name(enum block_operation operation);
+
+/* A line or two of statistics through log_text, and the driver's dump. */
+void block_dump(const struct block_device *device);
+
+#endif

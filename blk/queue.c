@@ -1,0 +1,284 @@
+/* Order, splitting, flush and FUA. See queue.h.
+ *
+ *   submit ──▶ waiting ──parts──▶ device ──▶ all parts done ──▶ complete
+ *                                                 │ FUA on a device with a cache
+ *                                                 ▼
+ *   flush ───────────────────────────────▶ flush waiting ──▶ flush active ──▶ complete
+ *
+ * A request with FUA joins the flushes only after its own parts are done, so the device flush that
+ * serves it was issued after the data it is about. */
+#include "blk/queue.h"
+
+#include <errno.h>
+
+#include "boot/arch.h"
+#include "core/log.h"
+#include "core/panic.h"
+#include "core/task/scheduler.h"
+
+static const char *const operation_names[BLOCK_OPERATIONS] = {"read", "write", "flush", "discard",
+                                                              "write zeroes"};
+
+const char *block_operation_name(enum block_operation operation) {
+    return operation_names[operation];
+}
+
+static void list_append(struct block_request **first, struct block_request **last,
+                        struct block_request *request) {
+    request->next = NULL;
+    if (*first == NULL) {
+        *first = request;
+    } else {
+        (*last)->next = request;
+    }
+    *last = request;
+}
+
+static void finish(struct block_device *device, struct block_request *request) {
+    static struct log_rate rate;
+    struct block_stats *stats = &device->stats;
+    uint64_t now_ns = scheduler_now_ns();
+    uint64_t took_ns = now_ns > request->submitted_ns ? now_ns - request->submitted_ns : 0;
+    stats->operations[request->operation]++;
+    stats->bytes[request->operation] += request->length;
+    histogram_add(&stats->latency_us, took_ns / NS_PER_US);
+    if (request->status != 0) {
+        stats->errors[request->operation]++;
+        if (log_rate_allows(&rate)) {
+            log_warning("%s: %s of %llu at %llu failed: error %d", device->name,
+                        block_operation_name(request->operation),
+                        (unsigned long long)request->length, (unsigned long long)request->offset,
+                        request->status);
+        }
+    }
+    ASSERT(stats->in_flight > 0);
+    stats->in_flight--;
+    request->complete(request);
+}
+
+void block_submit(struct block_device *device, struct block_request *request) {
+    request->status = 0;
+    request->issued = 0;
+    request->segment_at = 0;
+    request->segment_offset = 0;
+    request->parts_in_flight = 0;
+    request->is_issued = false;
+    request->submitted_ns = scheduler_now_ns();
+    device->stats.in_flight++;
+    if (device->stats.in_flight > device->stats.in_flight_peak) {
+        device->stats.in_flight_peak = device->stats.in_flight;
+    }
+    if (request->operation == BLOCK_FLUSH) {
+        list_append(&device->flush_waiting, &device->flush_waiting_last, request);
+    } else {
+        ASSERT(request->length != 0 && request->length % device->limits.block_bytes == 0);
+        list_append(&device->waiting_first, &device->waiting_last, request);
+    }
+    device->wake(device);
+}
+
+bool block_queue_has_work(const struct block_device *device) {
+    return device->waiting_first != NULL || (device->flush_waiting != NULL && !device->is_flushing);
+}
+
+static void complete_list(struct block_device *device, struct block_request *list, int error) {
+    while (list != NULL) {
+        struct block_request *request = list;
+        list = request->next;
+        if (request->status == 0) {
+            request->status = error;
+        }
+        finish(device, request);
+    }
+}
+
+/* Without a cache every completed write is durable, and a flush has nothing left to do. */
+static bool next_flush(struct block_device *device, struct block_part *part) {
+    if (device->flush_waiting == NULL || device->is_flushing) {
+        return false;
+    }
+    device->flush_active = device->flush_waiting;
+    device->flush_waiting = NULL;
+    if (!device->limits.has_cache) {
+        struct block_request *list = device->flush_active;
+        device->flush_active = NULL;
+        complete_list(device, list, 0);
+        return false;
+    }
+    device->is_flushing = true;
+    device->stats.device_flushes++;
+    part->request = NULL;
+    part->operation = BLOCK_FLUSH;
+    part->flags = 0;
+    part->offset = 0;
+    part->length = 0;
+    part->segment_count = 0;
+    return true;
+}
+
+static uint64_t least(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* Takes from the request's segments until a limit is reached. The sum must be whole blocks, so what
+ * hangs over is given back at the end: the last segments shrink. */
+static void cut_segments(const struct block_limits *limits, struct block_request *request,
+                         struct block_part *part) {
+    unsigned count = 0;
+    uint64_t length = 0;
+    unsigned at = request->segment_at;
+    uint32_t within = request->segment_offset;
+    unsigned segments_max = (unsigned)least(limits->segments_max, BLOCK_SEGMENTS_MAX);
+    while (at < request->segment_count && count < segments_max) {
+        const struct segment *from = &request->segments[at];
+        uint32_t take = (uint32_t)least(from->length - within, limits->segment_bytes_max);
+        part->segments[count++] = (struct segment){(char *)from->data + within, take};
+        length += take;
+        within += take;
+        if (within == from->length) {
+            at++;
+            within = 0;
+        }
+    }
+    uint64_t over = length % limits->block_bytes;
+    length -= over;
+    while (over > 0) {
+        struct segment *last = &part->segments[count - 1];
+        uint32_t cut = (uint32_t)least(over, last->length);
+        last->length -= cut;
+        over -= cut;
+        if (within < cut) {
+            ASSERT(at > 0 && within == 0);
+            at--;
+            within = request->segments[at].length;
+        }
+        within -= cut;
+        if (last->length == 0) {
+            count--;
+        }
+    }
+    request->segment_at = at;
+    request->segment_offset = within;
+    part->segment_count = count;
+    part->length = length;
+}
+
+bool block_queue_next(struct block_device *device, struct block_part *part) {
+    if (next_flush(device, part)) {
+        return true;
+    }
+    struct block_request *request = device->waiting_first;
+    if (request == NULL) {
+        return false;
+    }
+    const struct block_limits *limits = &device->limits;
+    part->request = request;
+    part->operation = request->operation;
+    part->flags = request->flags;
+    part->offset = request->offset + request->issued;
+    part->segment_count = 0;
+    uint64_t rest = request->length - request->issued;
+    if (request->operation == BLOCK_DISCARD) {
+        part->length = least(rest, limits->discard_bytes_max);
+    } else if (request->operation == BLOCK_WRITE_ZEROES) {
+        part->length = least(rest, limits->zeroes_bytes_max);
+    } else {
+        cut_segments(limits, request, part);
+    }
+    /* Guaranteed by block_register: no limit is below one block. */
+    ASSERT(part->length != 0 && part->length <= rest);
+    request->issued += part->length;
+    request->parts_in_flight++;
+    device->stats.parts++;
+    if (request->issued == request->length) {
+        request->is_issued = true;
+        device->waiting_first = request->next;
+    }
+    return true;
+}
+
+void block_queue_return(struct block_device *device, const struct block_part *part) {
+    struct block_request *request = part->request;
+    device->stats.parts -= request != NULL;
+    if (request == NULL) {
+        /* In front of the flushes that came meanwhile. */
+        struct block_request *last = device->flush_active;
+        while (last->next != NULL) {
+            last = last->next;
+        }
+        last->next = device->flush_waiting;
+        if (device->flush_waiting == NULL) {
+            device->flush_waiting_last = last;
+        }
+        device->flush_waiting = device->flush_active;
+        device->flush_active = NULL;
+        device->is_flushing = false;
+        device->stats.device_flushes--;
+        return;
+    }
+    if (request->is_issued) {
+        request->is_issued = false;
+        request->next = device->waiting_first;
+        if (device->waiting_first == NULL) {
+            device->waiting_last = request;
+        }
+        device->waiting_first = request;
+    }
+    request->issued -= part->length;
+    request->parts_in_flight--;
+    /* Walk the segments back by the part's length. */
+    uint64_t back =
+        part->operation == BLOCK_READ || part->operation == BLOCK_WRITE ? part->length : 0;
+    while (back > 0) {
+        if (request->segment_offset == 0) {
+            request->segment_at--;
+            request->segment_offset = request->segments[request->segment_at].length;
+        }
+        uint32_t step = (uint32_t)least(back, request->segment_offset);
+        request->segment_offset -= step;
+        back -= step;
+    }
+}
+
+void block_queue_done(struct block_device *device, struct block_request *request, int error) {
+    if (request == NULL) {
+        ASSERT(device->is_flushing);
+        struct block_request *list = device->flush_active;
+        device->flush_active = NULL;
+        device->is_flushing = false;
+        complete_list(device, list, error);
+        return;
+    }
+    ASSERT(request->parts_in_flight > 0);
+    request->parts_in_flight--;
+    if (error != 0 && request->status == 0) {
+        request->status = error;
+    }
+    if (!request->is_issued || request->parts_in_flight > 0) {
+        return;
+    }
+    bool needs_flush =
+        (request->flags & BLOCK_FUA) != 0 && device->limits.has_cache && request->status == 0;
+    if (needs_flush) {
+        list_append(&device->flush_waiting, &device->flush_waiting_last, request);
+        device->wake(device);
+        return;
+    }
+    finish(device, request);
+}
+
+void block_queue_fail_waiting(struct block_device *device, int error) {
+    struct block_request *waiting = device->waiting_first;
+    struct block_request *flushes = device->flush_waiting;
+    device->waiting_first = NULL;
+    device->flush_waiting = NULL;
+    /* A request with parts still in the device's hands ends when the last of them is reported. */
+    if (waiting != NULL && waiting->parts_in_flight > 0) {
+        struct block_request *begun = waiting;
+        waiting = waiting->next;
+        begun->is_issued = true;
+        begun->status = begun->status != 0 ? begun->status : error;
+    }
+    complete_list(device, waiting, error);
+    complete_list(device, flushes, error);
+}

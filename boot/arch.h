@@ -1,0 +1,74 @@
+/* The board interface: everything the portable code may ask of the machine it runs on.
+ *
+ * Each board (boot/riscv64, boot/host, ...) implements exactly these functions. They are the only
+ * place with assembly or architecture words; nothing above knows an instruction set. */
+#ifndef BOOT_ARCH_H
+#define BOOT_ARCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define NS_PER_US UINT64_C(1000)
+#define NS_PER_MS UINT64_C(1000000)
+#define NS_PER_S  UINT64_C(1000000000)
+
+/* A point in time that never comes. */
+#define DEADLINE_NEVER UINT64_MAX
+
+/* Nanoseconds since the machine was started; monotonic, never goes back. */
+uint64_t arch_clock_ns(void);
+
+/* Makes `arch_clock_ns` tell time at `frequency_hz` ticks per second, and chooses the timer that
+ * ends idle waits. Called once, after the device tree has told the frequency. Returns 0, or
+ * -ENODEV when this machine has no timer that the board code can use. */
+int arch_clock_init(uint64_t frequency_hz);
+
+/* Sleeps until an interrupt that the controller lets through is pending or `deadline_ns` has
+ * passed, whichever is first; may return early without either. Interrupts stay masked: nothing
+ * runs but the caller, who asks the controller afterwards what is pending. */
+void arch_idle_until(uint64_t deadline_ns);
+
+/* The processor that runs us, as the firmware numbers it. */
+uint64_t arch_boot_cpu(void);
+
+/* Memory below or beside the image that the firmware which started us keeps for itself, when it
+ * can tell and the device tree does not; zero length when there is none. Physical addresses. */
+void arch_firmware_range(uint64_t *start, uint64_t *length);
+
+/* First byte and first byte after the loaded image, uninitialised data and boot stack included. */
+extern char image_start[];
+extern char image_end[];
+
+/* Order memory accesses against the device, which is another processor. `arch_barrier_full` orders
+ * all earlier accesses, device registers included, before all later ones; `_write` orders stores
+ * among themselves, `_read` loads among themselves. */
+void arch_barrier_full(void);
+void arch_barrier_write(void);
+void arch_barrier_read(void);
+
+/* Stops the machine when no power-off device is known: asks the firmware, then waits for ever. */
+_Noreturn void arch_halt(bool failed);
+
+/* A suspended flow of control. Its content belongs to the board. */
+struct arch_context {
+    void *stack_pointer;
+};
+
+/* Prepares `context` so that the first switch to it calls `entry(arg)` on the stack whose first
+ * byte is `stack` and whose size is `stack_bytes`. `entry` must never return. */
+void arch_context_init(struct arch_context *context, void *stack, size_t stack_bytes,
+                       void (*entry)(void *arg), void *arg);
+
+/* Suspends the caller in `from` and continues `to`; returns when somebody switches back. */
+void arch_context_switch(struct arch_context *from, struct arch_context *to);
+
+/* Calls `access(arg)` and returns true, or returns false when that access faulted. Only for
+ * finding out at start what the machine has. */
+bool arch_try(void (*access)(void *arg), void *arg);
+
+/* A few words of entropy gathered from what the machine has (clock jitter at least); not secret by
+ * itself: it seeds the one random source until a better one feeds it. */
+uint64_t arch_entropy(void);
+
+#endif

@@ -1,0 +1,87 @@
+/* Every bound that has a name. What happens when one is reached stands beside it; a counter tells
+ * how close the appliance came. Figures a person may tune; the static assertions at the places that
+ * use them say which must move together. */
+#ifndef CONFIG_LIMITS_H
+#define CONFIG_LIMITS_H
+
+/* Device tree: nodes that match a driver, and words of a `reg` or `compatible` list looked at.
+ * Further ones are named in the log and left alone. */
+#define DEVICE_NODES_MAX  128
+#define DEVICE_REGS_MAX   4
+#define FDT_DEPTH_MAX     16
+#define MEMORY_RANGES_MAX 32
+#define FDT_BYTES_MAX     (1024 * 1024)
+
+/* Kernel command line and configuration files; a longer one is refused. */
+#define COMMAND_LINE_MAX 4096
+#define CONFIG_WORDS_MAX 64
+
+/* Interrupt sources with a handler. A further registration is refused. */
+#define IRQ_HANDLERS_MAX 64
+/* Claims taken in one turn of the scheduler: a storm cannot keep the tasks from running. */
+#define IRQ_CLAIMS_PER_TURN 64
+
+/* Tasks: their number is bounded by memory; each stack is this large unless its creator asks. */
+#define TASK_STACK_BYTES (32 * 1024)
+#define TASKS_MAX        64
+/* Rings polled before and after every sleep. */
+#define POLL_SOURCES_MAX 32
+/* A task that keeps the processor longer than this is named in the log. */
+#define TASK_STALL_MS 200
+/* Even with nothing to wait for the scheduler looks around this often: the net under lost events.
+ */
+#define IDLE_NET_MS 1000
+
+/* Log: bytes kept for the console and for a report; the oldest line goes first. */
+#define LOG_RING_BYTES (16 * 1024)
+#define LOG_LINE_MAX   256
+/* Lines per cause and second that rate-limited causes may print. */
+#define LOG_RATE_PER_S 5
+
+/* Block: segments of one request (a request is split for a device that takes fewer). */
+#define BLOCK_SEGMENTS_MAX 64
+#define BLOCK_DEVICES_MAX  16
+/* Ring entries asked for; a device may offer fewer. */
+#define BLOCK_RING_ENTRIES 256
+/* A request that the device has not answered by then is reported with the state of the queue, and
+ * the device is taken out of service. */
+#define BLOCK_REQUEST_TIMEOUT_MS 60000
+/* Completions handled before other tasks get their turn. */
+#define BLOCK_REAP_BUDGET 128
+
+/* Network: ring entries, and bytes of one receive buffer, virtio header included. */
+#define NET_RX_RING_ENTRIES 1024
+#define NET_TX_RING_ENTRIES 1024
+#define NET_RX_BUDGET       64
+/* Received bytes that all connections together may hold is the receive pool; below this share of
+ * free buffers (in 1/8) connections hand on what they have instead of gathering whole requests. */
+#define NET_RX_PRESSURE_EIGHTHS 2
+
+/* Longest TCP segment handed to the device whole: a multiple of what the wire's segments carry, and
+ * below 64 KiB with all headers. */
+#define NET_SEGMENT_BYTES_MAX (44u * 1460)
+/* Frames sent and not yet reclaimed are looked for this often when nothing else happens. */
+#define NET_RECLAIM_MS 20
+/* A stream that was closed has this long to get its last bytes to the peer. */
+#define NET_CLOSE_TIMEOUT_MS 10000
+
+/* NBD. Clients beyond the limit are refused by closing; the limit frees itself. */
+#define NBD_CONNECTIONS_MAX 64
+/* Requests of one connection between header read and reply acknowledged; beyond it the
+ * connection's bytes stay unread and TCP's window pushes back. */
+#define NBD_REQUESTS_PER_CONNECTION 128
+/* Longest READ or WRITE, as announced in NBD_INFO_BLOCK_SIZE. */
+#define NBD_REQUEST_BYTES_MAX (32u * 1024 * 1024)
+/* One contiguous read buffer, and how many of them one large READ streams through. */
+#define NBD_READ_CHUNK_BYTES (128u * 1024)
+#define NBD_READ_CHUNKS      4
+/* A WRITE up to this length is received whole before its first byte goes to the disk. */
+#define NBD_WRITE_WHOLE_BYTES    (64u * 1024)
+#define NBD_HANDSHAKE_TIMEOUT_MS 10000
+#define NBD_OPTION_BYTES_MAX     4096
+#define NBD_EXPORT_NAME_MAX      64
+#define NBD_EXPORTS_MAX          32
+/* How long a connection that ends, by itself or at shutdown, may take to take its last replies. */
+#define NBD_DRAIN_TIMEOUT_MS 5000
+
+#endif

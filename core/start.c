@@ -1,0 +1,91 @@
+/* From the board's first C function to the running appliance. See start.h. */
+#include "core/start.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "boot/arch.h"
+#include "core/config.h"
+#include "core/dev/device_node.h"
+#include "core/dev/fdt.h"
+#include "core/dev/fwcfg.h"
+#include "core/log.h"
+#include "core/mem/heap.h"
+#include "core/mem/map.h"
+#include "core/panic.h"
+#include "core/random.h"
+#include "core/task/scheduler.h"
+#include "core/task/task.h"
+
+enum { MAIN_STACK_BYTES = 32 * 1024 };
+
+static struct memory_map memory;
+
+static void bring_up_memory(const void *fdt) {
+    int error = fdt_read_memory(fdt, &memory);
+    uint64_t total = memory_map_bytes(&memory);
+    struct phys_range image = {phys_of(image_start), (uint64_t)(image_end - image_start)};
+    struct phys_range firmware = {phys_addr(0), 0};
+    arch_firmware_range(&firmware.start.value, &firmware.length);
+    if (!error) {
+        error = memory_map_reserve(&memory, image);
+    }
+    if (!error) {
+        error = memory_map_reserve(&memory, firmware);
+    }
+    struct phys_range run = memory_map_largest(&memory);
+    if (!error) {
+        error = heap_init(pointer_of(run.start), run.length);
+    }
+    if (error) {
+        panic("no memory to run in (error %d): the longest free run has %llu bytes", error,
+              (unsigned long long)run.length);
+    }
+    log_info("memory: %llu KiB, image %llu KiB, heap %llu KiB at 0x%llx",
+             (unsigned long long)total / 1024, (unsigned long long)image.length / 1024,
+             (unsigned long long)run.length / 1024, (unsigned long long)run.start.value);
+}
+
+/* The command line first, then the file: what stands in the file wins. */
+static void read_configuration(const void *fdt) {
+    static char file[COMMAND_LINE_MAX];
+    (void)config_parse(fdt_command_line(fdt)); /* said in the log; defaults serve */
+    long length = fwcfg_read_file("opt/platter/config", file, sizeof file - 1);
+    if (length > 0) {
+        file[length] = '\0';
+        (void)config_parse(file); /* as above */
+    }
+    const char *word = config_text("log");
+    enum log_level level = LOG_INFO;
+    if (word != NULL && !log_level_parse(word, &level)) {
+        log_warning("config: log=%s refused: error, warning, info or debug is wanted", word);
+    }
+    log_set_level(level);
+}
+
+_Noreturn void platter_start(const void *fdt) {
+    if (fdt_check(fdt) != 0) {
+        panic("the firmware handed over no usable device tree");
+    }
+    uint64_t timebase_hz = fdt_timebase_hz(fdt);
+    if (arch_clock_init(timebase_hz) != 0) {
+        panic("no timer: this processor has no Sstc and its firmware no SBI TIME extension; boot "
+              "with -bios default (timebase %llu Hz)",
+              (unsigned long long)timebase_hz);
+    }
+    uint64_t entropy[4];
+    for (unsigned i = 0; i < 4; i++) {
+        entropy[i] = arch_entropy();
+    }
+    random_seed(entropy, sizeof entropy);
+    bring_up_memory(fdt);
+    device_tree_read(fdt, platter_drivers);
+    device_tree_probe(STAGE_POWER, STAGE_CONSOLE);
+    read_configuration(fdt);
+    device_tree_probe(STAGE_INTERRUPTS, STAGE_DEVICE);
+    if (task_create("main", appliance_main, NULL, MAIN_STACK_BYTES) == NULL) {
+        panic("no memory for the first task");
+    }
+    scheduler_run();
+    panic("the scheduler returned");
+}

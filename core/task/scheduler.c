@@ -1,0 +1,395 @@
+/* Tasks, events and the turn of the scheduler. See task.h, event.h, scheduler.h.
+ *
+ *            task_create            picked                 returns
+ *   (memory) ───────────▶ READY ───────────▶ RUNNING ───────────────▶ ENDED ──▶ (memory)
+ *                           ▲                   │ task_wait
+ *                           └── event, deadline ── WAITING ◀┘
+ */
+#include "core/task/scheduler.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "boot/arch.h"
+#include "config/limits.h"
+#include "core/log.h"
+#include "core/mem/heap.h"
+#include "core/panic.h"
+#include "core/task/task.h"
+#include "core/task/timer.h"
+
+/* Stacks start filled with this, so that the deepest use can be found later. */
+#define STACK_FILL 0xa5u
+
+/* Interrupts that no ring tells of (console input, configuration changes) are looked for this often
+ * while tasks keep the processor busy. */
+#define IRQ_LOOK_NS NS_PER_MS
+
+/* Console bytes written between two looks at the rings: a byte costs as much as 150 instructions.
+ */
+enum { LOG_BYTES_PER_TURN = 32 };
+
+struct task {
+    const char *name;
+    struct arch_context context;
+    enum task_state state;
+    struct task *next_ready;
+    struct task *next_waiter; /* on the event's list */
+    struct event *event;      /* waited for; NULL when only for time */
+    struct timer timer;
+    bool timed_out;
+    void (*entry)(void *arg);
+    void *arg;
+    uint8_t *stack;
+    size_t stack_bytes;
+    uint64_t runs;
+    struct task *next_alive;
+};
+
+static struct task *alive;
+static unsigned alive_count;
+static struct task *ready_first;
+static struct task *ready_last;
+static unsigned ready_count;
+static struct task *current;
+static struct arch_context scheduler_context;
+static struct poll_source *sources[POLL_SOURCES_MAX];
+static unsigned source_count;
+static void (*sleep_barrier)(void *arg);
+static void *sleep_barrier_arg;
+static unsigned (*irq_dispatch)(void);
+static uint64_t now_ns;
+static uint64_t irq_looked_ns;
+static bool is_running;
+static bool should_stop;
+static struct scheduler_stats stats;
+
+static void ready_push(struct task *task) {
+    task->state = TASK_READY;
+    task->next_ready = NULL;
+    if (ready_last != NULL) {
+        ready_last->next_ready = task;
+    } else {
+        ready_first = task;
+    }
+    ready_last = task;
+    ready_count++;
+}
+
+static struct task *ready_pop(void) {
+    struct task *task = ready_first;
+    ASSERT(task != NULL && task->state == TASK_READY);
+    ready_first = task->next_ready;
+    if (ready_first == NULL) {
+        ready_last = NULL;
+    }
+    ready_count--;
+    return task;
+}
+
+static void stop_waiting_for_event(struct task *task) {
+    struct event *event = task->event;
+    if (event == NULL) {
+        return;
+    }
+    struct task **link = &event->first_waiter;
+    while (*link != task) {
+        ASSERT(*link != NULL);
+        link = &(*link)->next_waiter;
+    }
+    *link = task->next_waiter;
+    task->event = NULL;
+}
+
+static void wait_timed_out(void *arg) {
+    struct task *task = arg;
+    ASSERT(task->state == TASK_WAITING);
+    stop_waiting_for_event(task);
+    task->timed_out = true;
+    ready_push(task);
+}
+
+void event_signal(struct event *event) {
+    if (event->first_waiter == NULL) {
+        event->is_set = true;
+        return;
+    }
+    while (event->first_waiter != NULL) {
+        struct task *task = event->first_waiter;
+        ASSERT(task->state == TASK_WAITING);
+        stop_waiting_for_event(task);
+        timer_cancel(&task->timer);
+        ready_push(task);
+    }
+}
+
+void event_clear(struct event *event) {
+    event->is_set = false;
+}
+
+static void switch_to_scheduler(void) {
+    arch_context_switch(&current->context, &scheduler_context);
+}
+
+int task_wait(struct event *event, uint64_t deadline_ns) {
+    ASSERT(current != NULL);
+    if (event != NULL && event->is_set) {
+        event->is_set = false;
+        return 0;
+    }
+    struct task *task = current;
+    task->timed_out = false;
+    task->event = event;
+    if (event != NULL) {
+        task->next_waiter = event->first_waiter;
+        event->first_waiter = task;
+    }
+    if (deadline_ns != DEADLINE_NEVER) {
+        timer_set(&task->timer, deadline_ns, wait_timed_out, task);
+    }
+    task->state = TASK_WAITING;
+    switch_to_scheduler();
+    return task->timed_out ? -ETIMEDOUT : 0;
+}
+
+void task_sleep_until(uint64_t deadline_ns) {
+    (void)task_wait(NULL, deadline_ns); /* without an event only time can end it */
+}
+
+void task_yield(void) {
+    ASSERT(current != NULL);
+    ready_push(current);
+    switch_to_scheduler();
+}
+
+static void task_begin(void *arg) {
+    struct task *task = arg;
+    task->entry(task->arg);
+    task->state = TASK_ENDED;
+    switch_to_scheduler();
+    panic("task %s runs after its end", task->name);
+}
+
+struct task *task_create(const char *name, void (*entry)(void *arg), void *arg,
+                         size_t stack_bytes) {
+    stack_bytes = align_up(stack_bytes != 0 ? stack_bytes : TASK_STACK_BYTES, PAGE_BYTES);
+    struct task *task = alive_count < TASKS_MAX ? calloc(1, sizeof *task) : NULL;
+    uint8_t *stack = task != NULL ? aligned_alloc(PAGE_BYTES, stack_bytes) : NULL;
+    if (stack == NULL) {
+        free(task);
+        (void)log_error(-ENOMEM, "task %s: no memory for a stack of %zu bytes, or %u tasks alive",
+                        name, stack_bytes, alive_count); /* NULL tells the caller */
+        return NULL;
+    }
+    memset(stack, STACK_FILL, stack_bytes);
+    task->name = name;
+    task->entry = entry;
+    task->arg = arg;
+    task->stack = stack;
+    task->stack_bytes = stack_bytes;
+    arch_context_init(&task->context, stack, stack_bytes, task_begin, task);
+    struct task **link = &alive;
+    while (*link != NULL) {
+        link = &(*link)->next_alive;
+    }
+    *link = task;
+    alive_count++;
+    ready_push(task);
+    return task;
+}
+
+static void task_destroy(struct task *task) {
+    struct task **link = &alive;
+    while (*link != task) {
+        ASSERT(*link != NULL);
+        link = &(*link)->next_alive;
+    }
+    *link = task->next_alive;
+    alive_count--;
+    free(task->stack);
+    free(task);
+}
+
+const char *task_current_name(void) {
+    if (current != NULL) {
+        return current->name;
+    }
+    return is_running ? "scheduler" : "boot";
+}
+
+static size_t stack_used_peak(const struct task *task) {
+    size_t untouched = 0;
+    while (untouched < task->stack_bytes && task->stack[untouched] == STACK_FILL) {
+        untouched++;
+    }
+    return task->stack_bytes - untouched;
+}
+
+int task_get_info(unsigned index, struct task_info *info) {
+    struct task *task = alive;
+    for (unsigned i = 0; i < index && task != NULL; i++) {
+        task = task->next_alive;
+    }
+    if (task == NULL) {
+        return -ENOENT;
+    }
+    *info = (struct task_info){.name = task->name,
+                               .state = task->state,
+                               .runs = task->runs,
+                               .stack_bytes = task->stack_bytes,
+                               .stack_used_peak = stack_used_peak(task)};
+    return 0;
+}
+
+void scheduler_add_source(struct poll_source *source) {
+    ASSERT(source_count < POLL_SOURCES_MAX);
+    sources[source_count++] = source;
+    source->disarm(source->arg);
+}
+
+void scheduler_remove_source(struct poll_source *source) {
+    for (unsigned i = 0; i < source_count; i++) {
+        if (sources[i] == source) {
+            sources[i] = sources[--source_count];
+            return;
+        }
+    }
+    panic("poll source %s was never added", source->name);
+}
+
+void scheduler_set_sleep_barrier(void (*barrier)(void *arg), void *arg) {
+    sleep_barrier = barrier;
+    sleep_barrier_arg = arg;
+}
+
+void scheduler_set_irq_dispatch(unsigned (*dispatch)(void)) {
+    irq_dispatch = dispatch;
+}
+
+uint64_t scheduler_now_ns(void) {
+    return now_ns;
+}
+
+const struct scheduler_stats *scheduler_get_stats(void) {
+    return &stats;
+}
+
+static bool poll_sources(void) {
+    bool found = false;
+    for (unsigned i = 0; i < source_count; i++) {
+        if (sources[i]->pending(sources[i]->arg)) {
+            event_signal(sources[i]->event);
+            found = true;
+        }
+    }
+    return found;
+}
+
+static unsigned look_for_interrupts(void) {
+    irq_looked_ns = now_ns;
+    return irq_dispatch != NULL ? irq_dispatch() : 0;
+}
+
+/* After a sleep that no interrupt ended, and while interrupts are still asked for: has a device left
+ * something without telling? The barrier waits until the emulator has finished what it was doing, so an interrupt on its way has come; if
+ * there is still none, an event was lost and only the clock has saved us. Must stay at zero. */
+static void count_rescue(void) {
+    if (!poll_sources() || sleep_barrier == NULL) {
+        return;
+    }
+    sleep_barrier(sleep_barrier_arg);
+    if (look_for_interrupts() == 0) {
+        stats.rescued++;
+    }
+}
+
+/* The order matters. (1) Each ring is told that we want an interrupt: a store to memory. (2) That
+ * store must be visible before (3) the last look, a load; otherwise the device may have decided not
+ * to interrupt while we do not see its entry yet, and both sides wait (VIRTIO 1.3, 2.7.7.1).
+ *
+ * On hardware and on current emulators the fence does (2). QEMU before 8.1 with one virtual CPU
+ * compiles a guest's fence to nothing, and the host processor may move the load before the store.
+ * There a read of any device register is the barrier: it takes the emulator's big lock. It costs
+ * 150 ns once per sleep, everywhere, which is a fiftieth of what the sleep itself costs. */
+static void sleep_until_something_happens(void) {
+    for (unsigned i = 0; i < source_count; i++) {
+        sources[i]->arm(sources[i]->arg);
+    }
+    arch_barrier_full();
+    if (sleep_barrier != NULL) {
+        sleep_barrier(sleep_barrier_arg);
+    }
+    bool found = poll_sources();
+    if (found) {
+        stats.looks_that_found++;
+    } else {
+        uint64_t net_ns = arch_clock_ns() + IDLE_NET_MS * NS_PER_MS;
+        uint64_t deadline_ns = timers_next_deadline();
+        stats.sleeps++;
+        arch_idle_until(deadline_ns < net_ns ? deadline_ns : net_ns);
+    }
+    if (!found) {
+        now_ns = arch_clock_ns();
+        if (look_for_interrupts() == 0) {
+            count_rescue();
+        }
+    }
+    for (unsigned i = 0; i < source_count; i++) {
+        sources[i]->disarm(sources[i]->arg);
+    }
+}
+
+static void run_task(struct task *task) {
+    uint64_t started_ns = now_ns;
+    task->state = TASK_RUNNING;
+    task->runs++;
+    current = task;
+    stats.switches++;
+    arch_context_switch(&scheduler_context, &task->context);
+    current = NULL;
+    now_ns = arch_clock_ns();
+    if (now_ns - started_ns > TASK_STALL_MS * NS_PER_MS) {
+        stats.stalls++;
+        log_warning("task %s kept the processor for %llu ms", task->name,
+                    (unsigned long long)((now_ns - started_ns) / NS_PER_MS));
+    }
+    if (task->state == TASK_ENDED) {
+        task_destroy(task);
+    }
+}
+
+/* One turn: what is due, what the rings hold, then every task that was ready at its beginning. */
+static void turn(void) {
+    stats.turns++;
+    timers_fire(now_ns);
+    (void)poll_sources(); /* its signals are its result */
+    if (now_ns - irq_looked_ns > IRQ_LOOK_NS) {
+        (void)look_for_interrupts(); /* handlers signal what there is to do */
+    }
+    if (ready_count == 0) {
+        if (log_drain(LOG_BYTES_PER_TURN)) {
+            now_ns = arch_clock_ns();
+            return;
+        }
+        sleep_until_something_happens();
+        return;
+    }
+    for (unsigned budget = ready_count; budget > 0 && ready_count > 0; budget--) {
+        run_task(ready_pop());
+    }
+}
+
+void scheduler_run(void) {
+    is_running = true;
+    should_stop = false;
+    now_ns = arch_clock_ns();
+    while (!should_stop) {
+        turn();
+    }
+    is_running = false;
+}
+
+void scheduler_stop(void) {
+    should_stop = true;
+}

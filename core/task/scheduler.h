@@ -1,0 +1,57 @@
+/* The scheduler: runs ready tasks in turn, and sleeps when there are none.
+ *
+ * Before sleeping it asks every poll source for a notification, makes those requests visible, and
+ * looks once more; so an event that happens in between is seen either by that look or by the
+ * interrupt that ends the sleep. */
+#ifndef CORE_TASK_SCHEDULER_H
+#define CORE_TASK_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/task/event.h"
+
+/* A ring that a device writes: looked at by memory loads alone, once a turn. */
+struct poll_source {
+    const char *name;
+    /* True when the device has left something. */
+    bool (*pending)(void *arg);
+    /* Ask the device for an interrupt from now on, or no longer. Memory stores only. */
+    void (*arm)(void *arg);
+    void (*disarm)(void *arg);
+    void *arg;
+    struct event *event; /* signalled when pending */
+};
+
+/* `source` must stay as it is until removed. Panics past POLL_SOURCES_MAX: their number follows
+ * from the devices, which are bounded before. */
+void scheduler_add_source(struct poll_source *source);
+void scheduler_remove_source(struct poll_source *source);
+
+/* The access that orders our stores before our last look where fences do not: see scheduler.c. */
+void scheduler_set_sleep_barrier(void (*barrier)(void *arg), void *arg);
+
+/* What to ask after a sleep and now and then: the interrupt controllers' dispatch, which returns
+ * how many interrupts it handled. */
+void scheduler_set_irq_dispatch(unsigned (*dispatch)(void));
+
+/* Runs until `scheduler_stop`; on boards for ever. Called once, on the boot stack. */
+void scheduler_run(void);
+
+/* Makes `scheduler_run` return when the current task waits next: host tests and the simulator. */
+void scheduler_stop(void);
+
+/* The time at the beginning of this turn: saves reading the clock, is late by one turn at most. */
+uint64_t scheduler_now_ns(void);
+
+struct scheduler_stats {
+    uint64_t turns;
+    uint64_t switches;
+    uint64_t sleeps;
+    uint64_t looks_that_found; /* the last look before a sleep found something: no sleep */
+    uint64_t rescued;          /* woken by the clock, found an event that had no interrupt */
+    uint64_t stalls;           /* a task kept the processor longer than TASK_STALL_MS */
+};
+const struct scheduler_stats *scheduler_get_stats(void);
+
+#endif

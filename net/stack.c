@@ -1,0 +1,292 @@
+/* The network task and lwIP's bring-up. See stack.h.
+ *
+ * One round: take in what has arrived (bounded), let timers fire, let the worker answer, send what
+ * was gathered, give buffers back, tell the device once. When a round had nothing to do,
+ * acknowledge what nobody will answer soon, and wait. */
+#include "net/stack.h"
+
+#include <errno.h>
+#include <lwip/dhcp.h>
+#include <lwip/etharp.h>
+#include <lwip/init.h>
+#include <lwip/ip4.h>
+#include <lwip/stats.h>
+#include <lwip/timeouts.h>
+#include <netif/ethernet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "boot/arch.h"
+#include "config/limits.h"
+#include "core/config.h"
+#include "core/log.h"
+#include "core/task/scheduler.h"
+#include "core/task/task.h"
+#include "net/counters.h"
+#include "net/tcp_stream.h"
+#include "net/virtio_net.h"
+
+enum {
+    HEADERS_BYTES = 40, /* IPv4 and TCP without options */
+    ETHERNET_BYTES = 14,
+    /* A connection's window is at most this share of all receive buffers, so that a few clients
+     * writing at full speed do not run them dry; pressure (limits.h) takes care of many. */
+    WINDOW_SHARE = 4,
+    WINDOW_MIN = 65536,
+    WINDOW_MAX = 4 * 1024 * 1024 - 64, /* what the window scale can say */
+};
+
+uint32_t net_window_extra_bytes;
+
+static struct netif interface;
+static struct virtio_net *device;
+static struct event round_event;
+static bool (*worker)(void *arg);
+static void *worker_arg;
+static uint16_t wire_segment;
+
+/* lwIP's clock, in milliseconds. The scheduler's is exact enough and costs nothing. */
+u32_t sys_now(void);
+u32_t sys_now(void) {
+    return (u32_t)(scheduler_now_ns() / NS_PER_MS);
+}
+
+void net_wake(void) {
+    event_signal(&round_event);
+}
+
+void net_set_worker(bool (*work)(void *arg), void *arg) {
+    worker = work;
+    worker_arg = arg;
+}
+
+bool net_is_up(void) {
+    return !ip4_addr_isany_val(*netif_ip4_addr(&interface));
+}
+
+static err_t link_output(struct netif *netif, struct pbuf *frame) {
+    (void)netif; /* there is one */
+    int error = virtio_net_send(device, frame, wire_segment);
+    return error == 0 ? ERR_OK : error == -EAGAIN ? ERR_MEM : ERR_IF;
+}
+
+static err_t interface_init(struct netif *netif) {
+    struct virtio_net_info info;
+    virtio_net_get_info(device, &info);
+    netif->name[0] = 'v';
+    netif->name[1] = 'n';
+    netif->mtu = info.mtu;
+    netif->hwaddr_len = sizeof info.mac;
+    memcpy(netif->hwaddr, info.mac, sizeof info.mac);
+    netif->flags = NETIF_FLAG_BROADCAST | NETIF_FLAG_ETHARP | NETIF_FLAG_ETHERNET;
+    netif->output = etharp_output;
+    netif->linkoutput = link_output;
+    netif->hostname = "platter";
+    u16_t flags = NETIF_CHECKSUM_ENABLE_ALL;
+    if (info.sends_checksums) {
+        flags &= (u16_t) ~(NETIF_CHECKSUM_GEN_TCP | NETIF_CHECKSUM_GEN_UDP);
+    }
+    NETIF_SET_CHECKSUM_CTRL(netif, flags);
+    return ERR_OK;
+}
+
+static void set_checksum_checks(bool wanted) {
+    const u16_t checks = NETIF_CHECKSUM_CHECK_TCP | NETIF_CHECKSUM_CHECK_UDP;
+    u16_t flags = interface.chksum_flags;
+    NETIF_SET_CHECKSUM_CTRL(&interface, wanted ? flags | checks : flags & (u16_t)~checks);
+}
+
+/* IPv4 for our address goes straight to IP; everything else (ARP, broadcast) through lwIP's
+ * Ethernet layer. Besides saving a few instructions this takes the Ethernet header off before
+ * anyone sums up a frame of 65535 + 14 bytes in 16 bits. */
+static void take_in(struct pbuf *frame, bool checksum_ok) {
+    const uint8_t *bytes = frame->payload;
+    set_checksum_checks(!checksum_ok);
+    bool is_ours = frame->len > ETHERNET_BYTES && bytes[12] == 0x08 && bytes[13] == 0x00 &&
+                   memcmp(bytes, interface.hwaddr, sizeof interface.hwaddr) == 0;
+    if (!is_ours) {
+        if (frame->next != NULL || ethernet_input(frame, &interface) != ERR_OK) {
+            net_counters.receive_dropped++;
+            pbuf_free(frame);
+        }
+        return;
+    }
+    frame->payload = (uint8_t *)frame->payload + ETHERNET_BYTES;
+    frame->len = (u16_t)(frame->len - ETHERNET_BYTES);
+    frame->tot_len = (u16_t)(frame->tot_len - ETHERNET_BYTES);
+    frame->if_idx = netif_get_index(&interface);
+    (void)ip4_input(frame, &interface); /* takes the frame in any case */
+}
+
+static unsigned take_in_batch(void) {
+    unsigned taken = 0;
+    bool checksum_ok = false;
+    struct pbuf *frame;
+    while (taken < NET_RX_BUDGET && (frame = virtio_net_receive(device, &checksum_ok)) != NULL) {
+        take_in(frame, checksum_ok);
+        taken++;
+    }
+    return taken;
+}
+
+static void follow_link(void) {
+    bool is_up = virtio_net_link_is_up(device);
+    if (is_up && !netif_is_link_up(&interface)) {
+        netif_set_link_up(&interface);
+    } else if (!is_up && netif_is_link_up(&interface)) {
+        netif_set_link_down(&interface);
+    }
+}
+
+static void link_changed(struct netif *netif) {
+    log_info("net: link is %s", netif_is_link_up(netif) ? "up" : "down");
+}
+
+static void status_changed(struct netif *netif) {
+    if (net_is_up()) {
+        char address[IP4ADDR_STRLEN_MAX];
+        char mask[IP4ADDR_STRLEN_MAX];
+        char gateway[IP4ADDR_STRLEN_MAX];
+        log_info("net: address %s, mask %s, gateway %s",
+                 ip4addr_ntoa_r(netif_ip4_addr(netif), address, sizeof address),
+                 ip4addr_ntoa_r(netif_ip4_netmask(netif), mask, sizeof mask),
+                 ip4addr_ntoa_r(netif_ip4_gw(netif), gateway, sizeof gateway));
+        net_wake();
+    }
+}
+
+static uint64_t next_deadline(void) {
+    uint64_t wait_ms = sys_timeouts_sleeptime();
+    bool has_frames_out = virtio_net_sent(device) != virtio_net_reclaimed(device);
+    if (has_frames_out && wait_ms > NET_RECLAIM_MS) {
+        wait_ms = NET_RECLAIM_MS;
+    }
+    return scheduler_now_ns() + wait_ms * NS_PER_MS;
+}
+
+static void net_task(void *unused) {
+    (void)unused;
+    for (;;) {
+        unsigned taken = take_in_batch();
+        bool has_room_again = virtio_net_take_room(device);
+        if (virtio_net_take_link_change(device)) {
+            follow_link();
+        }
+        sys_check_timeouts();
+        bool has_more = worker != NULL && worker(worker_arg);
+        tcp_streams_run(has_room_again);
+        if (virtio_net_is_short_of_buffers(device)) {
+            tcp_streams_free_out_of_order();
+        }
+        virtio_net_flush(device);
+        if (taken == NET_RX_BUDGET || has_more) {
+            task_yield();
+            continue;
+        }
+        tcp_streams_acknowledge();
+        virtio_net_flush(device);
+        (void)task_wait(&round_event, next_deadline()); /* either way: a round */
+    }
+}
+
+/* "10.0.2.15/24" */
+static bool parse_network(const char *text, ip4_addr_t *address, ip4_addr_t *mask) {
+    char host[IP4ADDR_STRLEN_MAX];
+    const char *slash = strchr(text, '/');
+    if (slash == NULL || (size_t)(slash - text) >= sizeof host) {
+        return false;
+    }
+    memcpy(host, text, (size_t)(slash - text));
+    host[slash - text] = '\0';
+    char *end = NULL;
+    unsigned long bits = strtoul(slash + 1, &end, 10);
+    if (end == slash + 1 || *end != '\0' || bits < 1 || bits > 32) {
+        return false;
+    }
+    ip4_addr_set_u32(mask, lwip_htonl((u32_t)(UINT32_MAX << (32 - bits))));
+    return ip4addr_aton(host, address) != 0 && !ip4_addr_isany(address);
+}
+
+static int read_addresses(ip4_addr_t *address, ip4_addr_t *mask, ip4_addr_t *gateway) {
+    const char *ip = config_text("ip");
+    const char *gw = config_text("gw");
+    ip4_addr_set_zero(address);
+    ip4_addr_set_zero(mask);
+    ip4_addr_set_zero(gateway);
+    if (ip != NULL && !parse_network(ip, address, mask)) {
+        return log_error(-EINVAL, "config: ip=%s refused: ADDRESS/BITS is wanted", ip);
+    }
+    if (gw != NULL && ip4addr_aton(gw, gateway) == 0) {
+        return log_error(-EINVAL, "config: gw=%s refused: an address is wanted", gw);
+    }
+    return 0;
+}
+
+/* How much of the receive memory one connection may fill, and how large its segments may be. */
+static void size_connections(void) {
+    struct virtio_net_info info;
+    virtio_net_get_info(device, &info);
+    size_t window = info.receive_bytes / WINDOW_SHARE;
+    window = window > WINDOW_MAX ? WINDOW_MAX : window;
+    net_window_extra_bytes = window > WINDOW_MIN ? (uint32_t)(window - WINDOW_MIN) : 0;
+    wire_segment = (uint16_t)(info.mtu - HEADERS_BYTES);
+    /* With segmentation offload the device cuts. Without, some networks (QEMU's user network) take
+     * packets far above their MTU from us: only the user can know. */
+    uint16_t fallback = info.sends_large ? NET_SEGMENT_BYTES_MAX : wire_segment;
+    uint64_t segment = config_number("segment", 536, NET_SEGMENT_BYTES_MAX, fallback);
+    tcp_stream_set_segments(wire_segment, (uint16_t)segment);
+    log_debug("net: window %u, segments of %u on a wire of %u",
+              (unsigned)(65536 + net_window_extra_bytes), (unsigned)segment, wire_segment);
+}
+
+int net_start(void) {
+    ip4_addr_t address;
+    ip4_addr_t mask;
+    ip4_addr_t gateway;
+    device = virtio_net_first();
+    if (device == NULL) {
+        return log_error(-ENODEV, "net: no network interface found");
+    }
+    int error = read_addresses(&address, &mask, &gateway);
+    if (error) {
+        return error;
+    }
+    size_connections();
+    lwip_init();
+    if (netif_add(&interface, &address, &mask, &gateway, NULL, interface_init, ethernet_input) ==
+        NULL) {
+        return log_error(-ENOMEM, "net: lwIP refuses the interface");
+    }
+    netif_set_link_callback(&interface, link_changed);
+    netif_set_status_callback(&interface, status_changed);
+    netif_set_default(&interface);
+    netif_set_up(&interface);
+    virtio_net_set_event(device, &round_event);
+    follow_link();
+    if (!net_is_up() && dhcp_start(&interface) != ERR_OK) {
+        return log_error(-ENOMEM, "net: no memory for DHCP");
+    }
+    if (task_create("net", net_task, NULL, 0) == NULL) {
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+void net_dump(void) {
+    log_text("net: connections %u (accepted %llu, refused %llu), bytes copied %llu, header bytes "
+             "%llu, acks at idle %llu",
+             tcp_streams_count(), (unsigned long long)net_counters.connections_accepted,
+             (unsigned long long)net_counters.connections_refused,
+             (unsigned long long)net_counters.bytes_copied,
+             (unsigned long long)net_counters.header_bytes_copied,
+             (unsigned long long)net_counters.acks_at_idle);
+    log_text("  tcp: sent %u, received %u, dropped %u, checksum errors %u, memory errors %u, "
+             "retransmissions %u",
+             (unsigned)lwip_stats.tcp.xmit, (unsigned)lwip_stats.tcp.recv,
+             (unsigned)lwip_stats.tcp.drop, (unsigned)lwip_stats.tcp.chkerr,
+             (unsigned)lwip_stats.tcp.memerr, (unsigned)lwip_stats.tcp.rterr);
+    if (device != NULL) {
+        virtio_net_dump(device);
+    }
+}

@@ -1,0 +1,25 @@
+/* The network: brings the interface and lwIP up, and runs them in one task. */
+#ifndef NET_STACK_H
+#define NET_STACK_H
+
+#include <stdbool.h>
+
+/* Configures the interface as `ip=`, `gw=` and `segment=` say (DHCP without), and starts the
+ * network task. -ENODEV without an interface, -EINVAL for an address that is none; said in the log.
+ */
+int net_start(void);
+
+/* Everything that uses streams runs in the network task: `work(arg)` is called once a round, after
+ * packets were taken in and before what it has gathered is sent. It returns true when it has more
+ * to do at once. */
+void net_set_worker(bool (*work)(void *arg), void *arg);
+
+/* Makes the network task run a round: from other tasks, for instance when a disk has answered. */
+void net_wake(void);
+
+/* An address is configured. */
+bool net_is_up(void);
+
+void net_dump(void);
+
+#endif

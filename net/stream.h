@@ -1,0 +1,82 @@
+/* A stream: what an NBD connection needs of its transport. Bytes in, as borrowed buffers, exactly
+ * as many as asked for; bytes out, by reference.
+ *
+ * TCP is one implementation (tcp_stream.c). The server knows none by name. All calls are made in
+ * the network task. */
+#ifndef NET_STREAM_H
+#define NET_STREAM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/virtio/queue.h" /* struct segment */
+
+struct stream;
+
+/* Received bytes that somebody holds. An all-zero loan holds nothing. The fields belong to the
+ * implementation. */
+struct stream_loan {
+    struct stream *stream;
+    void *chain;
+    void *shared;
+    size_t bytes;
+};
+
+/* A place in what was sent: `released` is called once, in the network task, when the peer has
+ * acknowledged everything sent before the mark, or when the stream is gone and no device looks at
+ * that memory any more. The memory of the mark is the caller's until then. */
+struct stream_mark {
+    struct stream_mark *next;
+    uint64_t position;
+    void (*released)(struct stream_mark *mark);
+};
+
+enum stream_state {
+    STREAM_OPEN,
+    STREAM_PEER_CLOSED, /* the peer sends no more; what it has sent can be read, and answered */
+    STREAM_DEAD,        /* nothing goes either way; only close is left */
+};
+
+struct stream_ops {
+    /* Received and not yet consumed. */
+    size_t (*received)(const struct stream *stream);
+    /* Copies `bytes` received bytes, which must be there; for headers. */
+    void (*peek)(const struct stream *stream, void *buf, size_t bytes);
+    /* Consumes bytes that are there. */
+    void (*drop)(struct stream *stream, size_t bytes);
+    /* Consumes `bytes` bytes that are there by lending them: fills `segments`, returns their
+     * number. -E2BIG when more than `segments_max` are needed; nothing is consumed then. */
+    int (*take)(struct stream *stream, size_t bytes, struct segment *segments,
+                unsigned segments_max, struct stream_loan *loan);
+    /* The reader waits for `bytes` bytes to be there at once: lets the peer send on although what
+     * has come is not consumed, where its window would end before. */
+    void (*gather)(struct stream *stream, size_t bytes);
+    /* Sends by reference: returns how many bytes were accepted, 0 when there is no room now.
+     * The memory must stay until a mark placed behind it is released. */
+    size_t (*send)(struct stream *stream, const void *data, size_t bytes);
+    void (*mark)(struct stream *stream, struct stream_mark *mark);
+    /* Everything accepted so far goes out now. */
+    void (*flush)(struct stream *stream);
+    /* While a reply is expected soon, acknowledgements wait for it. */
+    void (*expect_reply)(struct stream *stream, bool expected);
+    /* Memory for receiving runs short: readers should consume what they have. */
+    bool (*is_under_pressure)(const struct stream *stream);
+    /* Ends the stream and frees it, at once (`abort`) or after the peer has taken everything. All
+     * marks are released before the memory goes; loans must have been returned. */
+    void (*close)(struct stream *stream, bool abort);
+};
+
+struct stream {
+    const struct stream_ops *ops;
+    enum stream_state state;
+    char peer[32]; /* for the log */
+    /* Set by the owner: called when something arrived, was acknowledged, or the state changed. */
+    void (*changed)(void *arg);
+    void *arg;
+};
+
+/* Returns a loan, after which the peer may send as much again. An empty loan is none. */
+void stream_return(struct stream_loan *loan);
+
+#endif

@@ -1,0 +1,534 @@
+/* Streams over lwIP's TCP. See stream.h and tcp_stream.h.
+ *
+ * Received packets stay in the driver's buffers: the stream keeps a list of them and lends pieces.
+ * A packet at the border of two pieces is referenced by both. Sent data stays in its owner's memory
+ * until the peer has acknowledged it; marks tell the owner.
+ *
+ *   open ──▶ (peer closed) ──▶ close ──▶ everything acknowledged ──▶ FIN ──▶ freed
+ *     └────▶ dead: reset, timed out ──▶ close ──▶ frames out of the ring ──▶ freed
+ *
+ * When a connection dies, frames that refer to its data may still be in the device's ring; marks
+ * are released only when the device has read them, or it would send somebody else's bytes. */
+#include "net/tcp_stream.h"
+
+#include <errno.h>
+#include <lwip/ip_addr.h>
+#include <lwip/priv/tcp_priv.h>
+#include <lwip/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "boot/arch.h"
+#include "config/limits.h"
+#include "core/log.h"
+#include "core/panic.h"
+#include "core/task/scheduler.h"
+#include "net/counters.h"
+#include "net/stack.h"
+#include "net/virtio_net.h"
+
+struct tcp_stream {
+    struct stream stream; /* first: the operations cast back */
+    struct tcp_pcb *pcb;  /* NULL when the connection is gone */
+    struct pbuf *first;   /* received; each entry holds one reference */
+    struct pbuf *last;
+    size_t first_offset; /* consumed bytes of the first */
+    size_t received;
+    size_t consumed; /* not yet told to lwIP */
+    size_t credited; /* received and told as consumed already, though it is not: see gather */
+    uint64_t sent;   /* accepted for sending, free-running */
+    uint64_t acknowledged;
+    struct stream_mark *marks_first;
+    struct stream_mark *marks_last;
+    unsigned loans;
+    bool needs_output;
+    bool expects_reply;
+    bool is_closing; /* the owner has let go */
+    uint64_t close_deadline_ns;
+    uint64_t frames_at_death; /* sent by the device's count when the connection ended */
+    struct tcp_stream *next;
+};
+
+static struct tcp_stream *streams;
+static unsigned stream_count;
+static struct tcp_pcb *listener;
+static tcp_stream_accept *accept_function;
+static void *accept_arg;
+static uint16_t wire_segment_bytes;
+static uint16_t large_segment_bytes;
+
+static struct tcp_stream *of(struct stream *stream) {
+    return (struct tcp_stream *)stream;
+}
+
+static void tell_owner(struct tcp_stream *tcp) {
+    if (!tcp->is_closing && tcp->stream.changed != NULL) {
+        tcp->stream.changed(tcp->stream.arg);
+    }
+}
+
+/* --- Receiving ---------------------------------------------------------------------------------
+ */
+
+static void append_received(struct tcp_stream *tcp, struct pbuf *chain) {
+    for (struct pbuf *part = chain; part != NULL; part = part->next) {
+        tcp->received += part->len;
+        if (tcp->last != NULL && part == chain) {
+            tcp->last->next = chain;
+        }
+        tcp->last = part;
+    }
+    if (tcp->first == NULL) {
+        tcp->first = chain;
+    }
+}
+
+/* Releases one packet, whose successors have another owner. */
+static void release_packet(struct pbuf *packet) {
+    packet->next = NULL;
+    pbuf_free(packet);
+}
+
+/* Takes the first packet off the list; the caller owns its reference. */
+static struct pbuf *pop_packet(struct tcp_stream *tcp) {
+    struct pbuf *packet = tcp->first;
+    tcp->first = packet->next;
+    if (tcp->first == NULL) {
+        tcp->last = NULL;
+    }
+    tcp->first_offset = 0;
+    packet->next = NULL;
+    return packet;
+}
+
+static size_t stream_received(const struct stream *stream) {
+    return ((const struct tcp_stream *)stream)->received;
+}
+
+static void stream_peek(const struct stream *stream, void *buf, size_t bytes) {
+    const struct tcp_stream *tcp = (const struct tcp_stream *)stream;
+    ASSERT(bytes <= tcp->received);
+    uint8_t *out = buf;
+    size_t offset = tcp->first_offset;
+    net_counters.header_bytes_copied += bytes;
+    for (const struct pbuf *packet = tcp->first; bytes > 0; packet = packet->next) {
+        size_t run = packet->len - offset;
+        run = run < bytes ? run : bytes;
+        memcpy(out, (const uint8_t *)packet->payload + offset, run);
+        out += run;
+        bytes -= run;
+        offset = 0;
+    }
+}
+
+/* Of `bytes` that leave the list of received ones, those that lwIP does not know as consumed. */
+static size_t settle_credit(struct tcp_stream *tcp, size_t bytes) {
+    size_t settled = tcp->credited < bytes ? tcp->credited : bytes;
+    tcp->credited -= settled;
+    return bytes - settled;
+}
+
+static void stream_gather(struct stream *stream, size_t bytes) {
+    struct tcp_stream *tcp = of(stream);
+    size_t credit = tcp->received < bytes ? tcp->received : bytes;
+    if (credit > tcp->credited) {
+        tcp->consumed += credit - tcp->credited;
+        tcp->credited = credit;
+    }
+}
+
+static void stream_drop(struct stream *stream, size_t bytes) {
+    struct tcp_stream *tcp = of(stream);
+    ASSERT(bytes <= tcp->received);
+    tcp->received -= bytes;
+    tcp->consumed += settle_credit(tcp, bytes);
+    while (bytes > 0) {
+        size_t run = tcp->first->len - tcp->first_offset;
+        if (bytes < run) {
+            tcp->first_offset += bytes;
+            return;
+        }
+        bytes -= run;
+        release_packet(pop_packet(tcp));
+    }
+}
+
+/* Segments that `bytes` bytes from the front lie in. */
+static unsigned count_segments(const struct tcp_stream *tcp, size_t bytes) {
+    unsigned count = 0;
+    size_t offset = tcp->first_offset;
+    for (const struct pbuf *packet = tcp->first; bytes > 0; packet = packet->next) {
+        size_t run = packet->len - offset;
+        bytes -= run < bytes ? run : bytes;
+        count += run > 0;
+        offset = 0;
+    }
+    return count;
+}
+
+static int stream_take(struct stream *stream, size_t bytes, struct segment *segments,
+                       unsigned segments_max, struct stream_loan *loan) {
+    struct tcp_stream *tcp = of(stream);
+    ASSERT(bytes > 0 && bytes <= tcp->received);
+    if (count_segments(tcp, bytes) > segments_max) {
+        return -E2BIG;
+    }
+    *loan = (struct stream_loan){.stream = stream, .bytes = settle_credit(tcp, bytes)};
+    struct pbuf *tail = NULL;
+    int count = 0;
+    tcp->received -= bytes;
+    tcp->loans++;
+    while (bytes > 0) {
+        struct pbuf *packet = tcp->first;
+        size_t run = packet->len - tcp->first_offset;
+        uint8_t *data = (uint8_t *)packet->payload + tcp->first_offset;
+        if (bytes < run) {
+            /* The rest is the next piece's: both hold the packet. */
+            segments[count++] = (struct segment){data, (uint32_t)bytes};
+            tcp->first_offset += bytes;
+            pbuf_ref(packet);
+            loan->shared = packet;
+            break;
+        }
+        bytes -= run;
+        pop_packet(tcp);
+        if (run > 0) {
+            segments[count++] = (struct segment){data, (uint32_t)run};
+        }
+        if (tail != NULL) {
+            tail->next = packet;
+        } else {
+            loan->chain = packet;
+        }
+        tail = packet;
+    }
+    return count;
+}
+
+void stream_return(struct stream_loan *loan) {
+    if (loan->stream == NULL) {
+        return;
+    }
+    struct tcp_stream *tcp = of(loan->stream);
+    struct pbuf *packet = loan->chain;
+    while (packet != NULL) {
+        struct pbuf *next = packet->next;
+        release_packet(packet);
+        packet = next;
+    }
+    if (loan->shared != NULL) {
+        pbuf_free(loan->shared);
+    }
+    ASSERT(tcp->loans > 0);
+    tcp->loans--;
+    tcp->consumed += loan->bytes;
+    *loan = (struct stream_loan){0};
+}
+
+/* Tells lwIP, which counts in 16 bits here, so that it opens the window. It opens it in steps of the
+ * mss at least; with one of nearly the whole window, as sending likes it, a peer could be left before
+ * a closed one until its persist timer fires. So for this it sees the wire's. */
+static void tell_consumed(struct tcp_stream *tcp) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    if (pcb == NULL) {
+        return;
+    }
+    u16_t segment = pcb->mss;
+    pcb->mss = segment > wire_segment_bytes ? wire_segment_bytes : segment;
+    while (tcp->consumed > 0) {
+        u16_t step = tcp->consumed > UINT16_MAX ? UINT16_MAX : (u16_t)tcp->consumed;
+        tcp->consumed -= step;
+        tcp_recved(pcb, step);
+    }
+    pcb->mss = segment;
+}
+
+/* --- Sending -----------------------------------------------------------------------------------
+ */
+
+static size_t stream_send(struct stream *stream, const void *data, size_t bytes) {
+    struct tcp_stream *tcp = of(stream);
+    size_t accepted = 0;
+    while (tcp->pcb != NULL && accepted < bytes) {
+        size_t step = bytes - accepted;
+        step = step < UINT16_MAX ? step : UINT16_MAX;
+        step = step < tcp_sndbuf(tcp->pcb) ? step : tcp_sndbuf(tcp->pcb);
+        if (step == 0 ||
+            tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
+            break; /* acknowledgements make room; `changed` tells */
+        }
+        accepted += step;
+    }
+    tcp->sent += accepted;
+    tcp->needs_output |= accepted > 0;
+    return accepted;
+}
+
+static void stream_mark_place(struct stream *stream, struct stream_mark *mark) {
+    struct tcp_stream *tcp = of(stream);
+    mark->next = NULL;
+    mark->position = tcp->sent;
+    if (tcp->marks_last != NULL) {
+        tcp->marks_last->next = mark;
+    } else {
+        tcp->marks_first = mark;
+    }
+    tcp->marks_last = mark;
+}
+
+static void release_marks(struct tcp_stream *tcp, uint64_t up_to) {
+    while (tcp->marks_first != NULL && tcp->marks_first->position <= up_to) {
+        struct stream_mark *mark = tcp->marks_first;
+        tcp->marks_first = mark->next;
+        if (tcp->marks_first == NULL) {
+            tcp->marks_last = NULL;
+        }
+        mark->released(mark);
+    }
+}
+
+static void stream_flush(struct stream *stream) {
+    struct tcp_stream *tcp = of(stream);
+    if (tcp->needs_output && tcp->pcb != NULL) {
+        tcp->needs_output = false;
+        (void)tcp_output(tcp->pcb); /* what could not go now goes with the next acknowledgement */
+    }
+}
+
+static void stream_expect_reply(struct stream *stream, bool expected) {
+    of(stream)->expects_reply = expected;
+}
+
+static bool stream_is_under_pressure(const struct stream *stream) {
+    (void)stream; /* the buffers are everybody's */
+    return virtio_net_is_short_of_buffers(virtio_net_first());
+}
+
+/* --- Beginning and end -------------------------------------------------------------------------
+ */
+
+static void detach(struct tcp_stream *tcp) {
+    tcp_arg(tcp->pcb, NULL);
+    tcp_recv(tcp->pcb, NULL);
+    tcp_sent(tcp->pcb, NULL);
+    tcp_err(tcp->pcb, NULL);
+    tcp->pcb = NULL;
+}
+
+/* The connection is no more. Its frames may still be on their way out. */
+static void mark_dead(struct tcp_stream *tcp) {
+    tcp->pcb = NULL;
+    tcp->stream.state = STREAM_DEAD;
+    tcp->frames_at_death = virtio_net_sent(virtio_net_first());
+}
+
+static void stream_close(struct stream *stream, bool abort) {
+    struct tcp_stream *tcp = of(stream);
+    if (tcp->received > 0) {
+        stream_drop(stream, tcp->received);
+    }
+    tcp->is_closing = true;
+    tcp->close_deadline_ns = scheduler_now_ns() + NET_CLOSE_TIMEOUT_MS * NS_PER_MS;
+    if (abort && tcp->pcb != NULL) {
+        struct tcp_pcb *pcb = tcp->pcb;
+        detach(tcp);
+        mark_dead(tcp);
+        tcp_abort(pcb);
+    }
+    net_wake();
+}
+
+static err_t received(void *arg, struct tcp_pcb *pcb, struct pbuf *chain, err_t error) {
+    struct tcp_stream *tcp = arg;
+    (void)pcb;   /* the stream's */
+    (void)error; /* lwIP passes none but ERR_OK here */
+    if (chain == NULL) {
+        tcp->stream.state = STREAM_PEER_CLOSED;
+    } else if (tcp->is_closing) {
+        tcp->consumed += chain->tot_len;
+        pbuf_free(chain);
+    } else {
+        append_received(tcp, chain);
+    }
+    tell_owner(tcp);
+    return ERR_OK;
+}
+
+static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
+    struct tcp_stream *tcp = arg;
+    (void)pcb; /* the stream's */
+    tcp->acknowledged += bytes;
+    ASSERT(tcp->acknowledged <= tcp->sent);
+    release_marks(tcp, tcp->acknowledged);
+    tell_owner(tcp);
+    return ERR_OK;
+}
+
+static void failed(void *arg, err_t error) {
+    struct tcp_stream *tcp = arg;
+    if (tcp == NULL) {
+        return;
+    }
+    log_debug("net: %s: connection lost (%s)", tcp->stream.peer,
+              error == ERR_RST ? "reset by peer" : "timed out or out of memory");
+    mark_dead(tcp);
+    tell_owner(tcp);
+}
+
+static const struct stream_ops tcp_stream_ops = {
+    .received = stream_received,
+    .peek = stream_peek,
+    .drop = stream_drop,
+    .take = stream_take,
+    .gather = stream_gather,
+    .send = stream_send,
+    .mark = stream_mark_place,
+    .flush = stream_flush,
+    .expect_reply = stream_expect_reply,
+    .is_under_pressure = stream_is_under_pressure,
+    .close = stream_close,
+};
+
+static void remove_stream(struct tcp_stream *tcp) {
+    struct tcp_stream **link = &streams;
+    while (*link != tcp) {
+        link = &(*link)->next;
+    }
+    *link = tcp->next;
+    stream_count--;
+    free(tcp);
+}
+
+static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
+    (void)arg; /* there is one listener */
+    if (pcb == NULL || error != ERR_OK) {
+        net_counters.connections_refused++;
+        return ERR_VAL;
+    }
+    struct tcp_stream *tcp = calloc(1, sizeof *tcp);
+    if (tcp == NULL) {
+        net_counters.connections_refused++;
+        tcp_abort(pcb);
+        return ERR_ABRT;
+    }
+    tcp->stream.ops = &tcp_stream_ops;
+    tcp->pcb = pcb;
+    (void)snprintf(tcp->stream.peer, sizeof tcp->stream.peer, "%s:%u", ipaddr_ntoa(&pcb->remote_ip),
+                   pcb->remote_port); /* for the log: may be cut */
+    tcp_arg(pcb, tcp);
+    tcp_recv(pcb, received);
+    tcp_sent(pcb, sent);
+    tcp_err(pcb, failed);
+    tcp_nagle_disable(pcb);
+    ip_set_option(pcb, SOF_KEEPALIVE);
+    /* Larger than the wire's: the device cuts them into pieces that the peer takes, so only for a
+     * peer that takes the wire's own. */
+    if (large_segment_bytes > pcb->mss && pcb->mss == wire_segment_bytes) {
+        pcb->mss = large_segment_bytes;
+    }
+    tcp->next = streams;
+    streams = tcp;
+    stream_count++;
+    if (!accept_function(&tcp->stream, accept_arg)) {
+        net_counters.connections_refused++;
+        detach(tcp);
+        remove_stream(tcp);
+        tcp_abort(pcb);
+        return ERR_ABRT;
+    }
+    net_counters.connections_accepted++;
+    return ERR_OK;
+}
+
+int tcp_stream_listen(uint16_t port, tcp_stream_accept *accept, void *arg) {
+    struct tcp_pcb *pcb = tcp_new();
+    if (pcb == NULL) {
+        return log_error(-ENOMEM, "net: no memory to listen");
+    }
+    if (tcp_bind(pcb, IP_ANY_TYPE, port) != ERR_OK) {
+        tcp_abort(pcb);
+        return log_error(-EADDRINUSE, "net: port %u is taken", port);
+    }
+    listener = tcp_listen(pcb);
+    if (listener == NULL) {
+        tcp_abort(pcb);
+        return log_error(-ENOMEM, "net: no memory to listen");
+    }
+    accept_function = accept;
+    accept_arg = arg;
+    tcp_accept(listener, accepted);
+    return 0;
+}
+
+void tcp_stream_stop_listening(void) {
+    if (listener != NULL) {
+        (void)tcp_close(listener); /* closing a listener cannot fail */
+        listener = NULL;
+    }
+}
+
+void tcp_stream_set_segments(uint16_t wire_bytes, uint16_t bytes) {
+    wire_segment_bytes = wire_bytes;
+    large_segment_bytes = bytes;
+}
+
+/* A closed stream goes on until the peer has everything, or the deadline. */
+static void advance_close(struct tcp_stream *tcp) {
+    if (tcp->pcb != NULL && tcp->acknowledged == tcp->sent && tcp->loans == 0) {
+        struct tcp_pcb *pcb = tcp->pcb;
+        detach(tcp);
+        mark_dead(tcp);
+        if (tcp_close(pcb) != ERR_OK) {
+            tcp_abort(pcb); /* no memory for a FIN: everything is acknowledged, a reset will do */
+        }
+    } else if (tcp->pcb != NULL && scheduler_now_ns() > tcp->close_deadline_ns) {
+        struct tcp_pcb *pcb = tcp->pcb;
+        log_debug("net: %s: cut, it does not take its last bytes", tcp->stream.peer);
+        detach(tcp);
+        mark_dead(tcp);
+        tcp_abort(pcb);
+    }
+    if (tcp->pcb == NULL && tcp->loans == 0 &&
+        virtio_net_reclaimed(virtio_net_first()) >= tcp->frames_at_death) {
+        release_marks(tcp, UINT64_MAX);
+        remove_stream(tcp);
+    }
+}
+
+void tcp_streams_run(bool retry_output) {
+    struct tcp_stream *next;
+    for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = next) {
+        next = tcp->next;
+        if (tcp->consumed > 0) {
+            tell_consumed(tcp);
+        }
+        tcp->needs_output |= retry_output;
+        stream_flush(&tcp->stream);
+        if (tcp->is_closing) {
+            advance_close(tcp);
+        }
+    }
+}
+
+void tcp_streams_acknowledge(void) {
+    for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
+        if (tcp->pcb != NULL && !tcp->expects_reply && (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
+            net_counters.acks_at_idle++;
+            tcp_ack_now(tcp->pcb);
+            (void)tcp_output(tcp->pcb); /* without memory for it, the timer will acknowledge */
+        }
+    }
+}
+
+void tcp_streams_free_out_of_order(void) {
+    for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
+        if (tcp->pcb != NULL && tcp->pcb->ooseq != NULL) {
+            tcp_free_ooseq(tcp->pcb);
+        }
+    }
+}
+
+unsigned tcp_streams_count(void) {
+    return stream_count;
+}

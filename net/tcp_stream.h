@@ -1,0 +1,34 @@
+/* Streams over TCP. For net/stack.c and whoever listens; a stream's user needs only stream.h. */
+#ifndef NET_TCP_STREAM_H
+#define NET_TCP_STREAM_H
+
+#include "net/stream.h"
+
+/* Called in the network task for each client that has connected. False refuses it: the stream is
+ * reset and freed, and must not be touched afterwards. */
+typedef bool tcp_stream_accept(struct stream *stream, void *arg);
+
+/* Accepts clients on `port` of every address from now on. 0 or a negative errno. One listener. */
+int tcp_stream_listen(uint16_t port, tcp_stream_accept *accept, void *arg);
+/* Accepts no more. */
+void tcp_stream_stop_listening(void);
+
+/* Segments up to `bytes` may leave as one on connections whose peer takes `wire_bytes` (both 0:
+ * never larger than the wire's). */
+void tcp_stream_set_segments(uint16_t wire_bytes, uint16_t bytes);
+
+/* After each round: tells peers of room, sends what was gathered, ends what is closed.
+ * `retry_output`: the device has room again, so everybody tries. */
+void tcp_streams_run(bool retry_output);
+
+/* Before the task waits: acknowledges what no reply will acknowledge soon. A peer with a window of
+ * one segment would otherwise stall until its retransmission timer (user-mode stacks begin so). */
+void tcp_streams_acknowledge(void);
+
+/* Gives up segments that arrived out of order: they hold receive buffers, and the peer sends them
+ * again. For when buffers run short and the missing segment could not arrive. */
+void tcp_streams_free_out_of_order(void);
+
+unsigned tcp_streams_count(void);
+
+#endif

@@ -1,0 +1,67 @@
+/* The virtio-net driver (VIRTIO 1.3, 5.1): packet buffers in, packet chains out, no copies. */
+#ifndef NET_VIRTIO_NET_H
+#define NET_VIRTIO_NET_H
+
+#include "core/task/event.h"
+#include "core/virtio/transport.h"
+
+struct pbuf;
+struct virtio_net;
+
+extern const struct virtio_driver virtio_net_driver;
+
+/* The first interface found; NULL when there is none. */
+struct virtio_net *virtio_net_first(void);
+
+struct virtio_net_info {
+    const char *name;
+    uint8_t mac[6];
+    uint16_t mtu;
+    bool sends_checksums; /* the device completes TCP and UDP checksums */
+    bool checks_checksums;
+    bool sends_large; /* TCP segments up to 64 KiB, cut by the device */
+    bool receives_large;
+    size_t receive_bytes; /* payload that all receive buffers hold together */
+};
+void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *info);
+
+/* False when the device says that the cable is out. */
+bool virtio_net_link_is_up(struct virtio_net *net);
+
+/* `event` is signalled when packets arrive, room to send appears, or the link changes. */
+void virtio_net_set_event(struct virtio_net *net, struct event *event);
+
+/* Takes the next received frame: a chain of the driver's own buffers, which return when it is
+ * freed.
+ * `*checksum_ok` says that the device vouches for the TCP or UDP checksum. NULL when there is none.
+ */
+struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok);
+
+/* Sends a frame by reference: the chain is referenced until the device has read it. When it is
+ * longer than the wire allows it is a TCP segment that the device cuts into pieces of
+ * `segment_bytes`. -EAGAIN when the ring is full: nothing happened. */
+int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment_bytes);
+
+/* After a batch: releases what was sent, gives free buffers back to the device, and notifies it
+ * once for each direction. */
+void virtio_net_flush(struct virtio_net *net);
+
+/* True once after a frame was refused for lack of room and there may be some again. */
+bool virtio_net_take_room(struct virtio_net *net);
+
+/* True once after the link may have changed. */
+bool virtio_net_take_link_change(struct virtio_net *net);
+
+/* Frames given to the device, and those of them that it has read: free-running. */
+uint64_t virtio_net_sent(const struct virtio_net *net);
+uint64_t virtio_net_reclaimed(const struct virtio_net *net);
+
+/* True when fewer receive buffers are left than the limits ask for. */
+bool virtio_net_is_short_of_buffers(const struct virtio_net *net);
+
+/* The device broke its rings: it has been reset, nothing is sent or received any more. */
+bool virtio_net_is_broken(const struct virtio_net *net);
+
+void virtio_net_dump(const struct virtio_net *net);
+
+#endif

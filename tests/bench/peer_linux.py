@@ -1,0 +1,301 @@
+#!/usr/bin/python3
+"""Builds and starts the peer that benchmarks compare with: Linux and nbdkit on the same machine.
+
+The guest is Debian's own riscv64 kernel with nbdkit on /dev/vda, from an initramfs that holds
+nothing else. The packages come through apt with a configuration of its own (architecture, lists,
+state), derived from the system's sources; nothing is installed and the system's apt is untouched.
+All of it is kept in build/peer/, and a second build does nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+sys.path.append(str(HERE.parents[1] / "e2e"))
+
+from kernel_client.cpio import Archive  # noqa: E402
+
+BUILD_FOLDER = HERE.parents[2] / "build" / "peer"
+ARCHITECTURE = "riscv64"
+SUITE = "trixie"
+TRIPLET = "riscv64-linux-gnu"
+# What the host needs, as Debian names it.
+DEBIAN_PACKAGES = ("qemu-system-misc", "llvm-14", "apt", "dpkg", "iproute2")
+GUEST_PACKAGES = ("nbdkit", "busybox-static")
+KERNEL_PACKAGE = "linux-image-riscv64"
+DRIVERS = ("virtio_mmio", "virtio_blk", "virtio_net")
+PORT = 10809
+DOWNLOAD_TIMEOUT_S = 600
+
+# nbdkit with its defaults: 16 threads and the kernel's page cache. cache=none, fadvise=random and
+# other numbers of threads (1, 4, 32) were tried in two alternating rounds: none was faster beyond
+# the noise, and cache=none lost at depth 32. No scheduler: the disk has the host's behind it.
+INIT = """#!/bin/busybox sh
+bb=/bin/busybox
+$bb mount -t devtmpfs dev /dev
+$bb mount -t proc proc /proc
+$bb mount -t sysfs sys /sys
+for module in @MODULES@; do $bb insmod /modules/$module; done
+for word in $($bb cat /proc/cmdline); do
+    case $word in
+        peer.ip=*) ip=${word#*=} ;;
+        peer.gw=*) gw=${word#*=} ;;
+    esac
+done
+$bb ip link set lo up
+$bb ip addr add "$ip" dev eth0
+$bb ip link set eth0 up
+$bb ip route add default via "$gw"
+# nbdkit reserves 192 MiB of zeroes that it never touches; without this it ends at once.
+echo 1 > /proc/sys/vm/overcommit_memory
+echo none > /sys/block/vda/queue/scheduler
+ulimit -n 65536
+exec nbdkit -f -p @PORT@ file /dev/vda
+"""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The files a peer is started from."""
+
+    kernel: Path
+    initramfs: Path
+    versions: dict[str, str]
+
+    def command(
+        self, network: str, image: Path, address: str, gateway: str, memory_mib: int
+    ) -> list[str]:
+        """QEMU's command line; `network` from tap() or user(), `address` as in 10.0.2.15/24."""
+        append = f"console=ttyS0 quiet peer.ip={address} peer.gw={gateway}"
+        return [
+            *machine(network, image, memory_mib),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", append),
+        ]
+
+
+def tap(name: str) -> str:
+    """QEMU's network over an existing tap."""
+    return f"tap,ifname={name},script=no,downscript=no"
+
+
+def user(port: int, guest_ip: str) -> str:
+    """QEMU's own user network, with the guest's server at 127.0.0.1:`port`."""
+    return f"user,hostfwd=tcp:127.0.0.1:{port}-{guest_ip}:{PORT}"
+
+
+def machine(network: str, image: Path, memory_mib: int) -> list[str]:
+    """The QEMU machine that every contestant gets: one vCPU, modern virtio-mmio, raw disk."""
+    drive = f"if=none,id=disk,file={image},format=raw,aio=native,cache=none"
+    return [
+        *("qemu-system-riscv64", "-machine", "virt", "-smp", "1", "-m", str(memory_mib)),
+        *("-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none"),
+        *("-global", "virtio-mmio.force-legacy=false"),
+        *("-drive", drive, "-device", "virtio-blk-device,drive=disk"),
+        *("-netdev", f"{network},id=net"),
+        *("-device", "virtio-net-device,netdev=net"),
+    ]
+
+
+def build(folder: Path = BUILD_FOLDER) -> Peer:
+    """Builds what is missing in `folder`. Needs the network the first time only."""
+    manifest = folder / "manifest.json"
+    recipe = hashlib.sha256(HERE.read_bytes()).hexdigest()
+    kernel = folder / "Image"
+    initramfs = folder / "initramfs.cpio"
+    if manifest.exists():
+        built = json.loads(manifest.read_text())
+        if built["recipe"] == recipe:
+            return Peer(kernel, initramfs, built["versions"])
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = _download(folder / "apt")
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+        root = Path(unpacked)
+        for package in packages:
+            subprocess.run(["dpkg-deb", "-x", package, root], check=True, timeout=120)
+        (image,) = root.glob("boot/vmlinu*")
+        content = image.read_bytes()
+        if content[0x30:0x35] != b"RISCV":
+            raise SystemExit(f"{image.name}: not the flat image that QEMU can start")
+        kernel.write_bytes(content)
+        initramfs.write_bytes(_initramfs(root))
+    names = [package.name.split("_") for package in packages]
+    versions = {name: version.replace("%3a", ":") for name, version, _ in names}
+    manifest.write_text(json.dumps({"recipe": recipe, "versions": versions}, indent=1))
+    return Peer(kernel, initramfs, versions)
+
+
+def _sources() -> str:
+    """The system's Debian sources, with its suite replaced by ours."""
+    release = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.M))
+    codename = release["VERSION_CODENAME"]
+    lines: list[str] = []
+    files = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    for file in (file for file in files if file.is_file()):
+        if file.suffix == ".list":
+            entry = rf"^deb\s+(\[[^]]*\]\s+)?(\S+)\s+{codename}\s+(.*)$"
+            for options, uri, components in re.findall(entry, file.read_text(), re.M):
+                options = re.sub(r"arch=[^\] ]*", "", options)
+                signer = re.search(r"signed-by=(\S+?)[\]\s]", options)
+                lines += [*_stanza(uri, components, signer.group(1) if signer else None), ""]
+        elif file.suffix == ".sources":
+            for stanza in re.split(r"\n\s*\n", file.read_text()):
+                field = dict(re.findall(r"^(\S+):[ \t]*(.*(?:\n[ \t].*)*)", stanza, re.M))
+                is_binary = "deb" in field.get("Types", "").split()
+                if is_binary and codename in field.get("Suites", "").split():
+                    signer_file = field.get("Signed-By")
+                    lines += [*_stanza(field["URIs"], field["Components"], signer_file), ""]
+    if not lines:
+        raise SystemExit(f"no apt source for {codename} on this host to derive {SUITE} from")
+    return "\n".join(lines)
+
+
+def _stanza(uris: str, components: str, signed_by: str | None) -> list[str]:
+    signed = [f"Signed-By: {signed_by}"] if signed_by else []
+    return ["Types: deb", f"URIs: {uris}", f"Suites: {SUITE}", f"Components: {components}", *signed]
+
+
+def _download(apt: Path) -> list[Path]:
+    """Fetches the packages, and what nbdkit depends on, into `apt`."""
+    shutil.rmtree(apt, ignore_errors=True)
+    for folder in ("lists/partial", "cache/archives/partial", "state", "parts"):
+        (apt / folder).mkdir(parents=True)
+    (apt / "state/status").touch()
+    (apt / "our.sources").write_text(_sources())
+    settings = {
+        "Dir::State": apt / "state",
+        "Dir::State::lists": apt / "lists",
+        "Dir::State::status": apt / "state/status",
+        "Dir::Cache": apt / "cache",
+        "Dir::Cache::archives": apt / "cache/archives",
+        "Dir::Etc::sourcelist": apt / "our.sources",
+        "Dir::Etc::sourceparts": apt / "parts",
+        "Dir::Etc::preferences": "/dev/null",
+        "Dir::Etc::preferencesparts": apt / "parts",
+        "APT::Architecture": ARCHITECTURE,
+        "APT::Architectures": ARCHITECTURE,
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "3",
+        "Debug::NoLocking": "true",
+    }
+    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [command[0], *options, *command[1:]],
+            cwd=apt / "cache/archives",
+            env={**os.environ, "LC_ALL": "C"},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=DOWNLOAD_TIMEOUT_S,
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}")
+        return done.stdout
+
+    run("apt-get", "-q", "update")
+    # The metapackage names the current kernel; its own dependencies (an init system, a generator of
+    # initramfs) are of no use here, so only that one package is fetched.
+    kernel = re.search(r"Depends: (linux-image-\S+)", run("apt-cache", "depends", KERNEL_PACKAGE))
+    if kernel is None:
+        raise SystemExit(f"{KERNEL_PACKAGE} names no kernel in {SUITE}")
+    run("apt-get", "-q", "download", kernel.group(1))
+    run("apt-get", "-q", "-y", "--download-only", "install", *GUEST_PACKAGES)
+    return sorted((apt / "cache/archives").glob("*.deb"))
+
+
+def _initramfs(root: Path) -> bytes:
+    archive = Archive()
+    for folder in ("dev", "proc", "sys", "tmp", "run"):
+        archive.folder(folder)
+    modules = _modules(root)
+    init = INIT.replace("@MODULES@", " ".join(modules)).replace("@PORT@", str(PORT))
+    archive.file("init", init.encode())
+    for name, content in modules.items():
+        archive.file(f"modules/{name}", content, 0o644)
+    archive.file(
+        "bin/busybox", next(root.glob("*/*/busybox"), root / "usr/bin/busybox").read_bytes()
+    )
+    nbdkit = root / "usr/bin/nbdkit"
+    plugin = root / f"usr/lib/{TRIPLET}/nbdkit/plugins/nbdkit-file-plugin.so"
+    for program in (nbdkit, plugin):
+        archive.file(str(program.relative_to(root)), program.read_bytes())
+    archive.link("bin/nbdkit", "/usr/bin/nbdkit")
+    for library in _libraries(root, [nbdkit, plugin]):
+        archive.file(f"usr/lib/{TRIPLET}/{library.name}", library.read_bytes())
+    archive.link("lib", "usr/lib")
+    archive.link("usr/lib/ld-linux-riscv64-lp64d.so.1", f"{TRIPLET}/ld-linux-riscv64-lp64d.so.1")
+    return archive.finish()
+
+
+def _modules(root: Path) -> dict[str, bytes]:
+    """The drivers and what they depend on, uncompressed, in the order in which to load them."""
+    loaded: dict[str, bytes] = {}
+    for driver in DRIVERS:
+        _add_module(root, driver, loaded)
+    return loaded
+
+
+def _add_module(root: Path, name: str, loaded: dict[str, bytes]) -> None:
+    if f"{name}.ko" in loaded:
+        return
+    (path,) = root.glob(f"usr/lib/modules/*/kernel/**/{name.replace('_', '[_-]')}.ko*")
+    content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+    depends = re.search(rb"\0depends=([^\0]*)\0", content)
+    for dependency in filter(None, depends.group(1).decode().split(",") if depends else []):
+        _add_module(root, dependency, loaded)
+    loaded[f"{name}.ko"] = content
+
+
+def _libraries(root: Path, programs: list[Path]) -> list[Path]:
+    """Everything that the programs are linked with, found by name in the unpacked packages."""
+    found: dict[str, Path] = {}
+    queue = list(programs)
+    while queue:
+        read = ["llvm-readelf-14", "--needed-libs", str(queue.pop())]
+        listing = subprocess.run(
+            read, capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+        for name in re.findall(r"^ +(\S+\.so\S*)$", listing, re.M):
+            if name not in found:
+                found[name] = root / f"usr/lib/{TRIPLET}" / name
+                if not found[name].exists():
+                    raise SystemExit(f"{name} is in none of the packages")
+                queue.append(found[name])
+    return sorted(found.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("build", help="build what is missing in build/peer/ and name its versions")
+    run = verbs.add_parser("run", help="start it on an existing tap, in the foreground")
+    run.add_argument("--tap", required=True)
+    run.add_argument("--image", required=True, type=Path)
+    run.add_argument("--ip", default="10.0.2.15/24", help="address/bits (default: %(default)s)")
+    run.add_argument("--gw", default="10.0.2.2", help="gateway (default: %(default)s)")
+    run.add_argument("--memory", default=256, type=int, help="in MiB (default: %(default)s)")
+    given = parser.parse_args()
+    peer = build()
+    if given.verb == "build":
+        for package in sorted(peer.versions):
+            if package in GUEST_PACKAGES or package.startswith("linux-image"):
+                print(f"{package} {peer.versions[package]}")
+        return
+    command = peer.command(tap(given.tap), given.image, given.ip, given.gw, given.memory)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()
