@@ -105,8 +105,8 @@ static int read_regs(struct device_node *device, const struct bus_level *levels,
     return 0;
 }
 
-/* #interrupt-cells of a controller; 0 when there is none such. Nearly all nodes name the same one, and
- * finding a phandle is a walk over the whole tree: the last answer is kept. */
+/* #interrupt-cells of a controller; 0 when there is none such. Nearly all nodes name the same one,
+ * and finding a phandle is a walk over the whole tree: the last answer is kept. */
 static uint32_t irq_cells_of(const void *fdt, uint32_t phandle) {
     static uint32_t known_phandle;
     static uint32_t known_cells;
