@@ -24,8 +24,7 @@ static struct block_device new_device(void) {
                                             .zeroes_bytes_max = 4096}};
 }
 
-/* --- The list ----------------------------------------------------------------------------------
- */
+/* --- The list --- */
 
 TEST(registered_devices_are_found_by_place_and_name) {
     struct block_device first = new_device();
@@ -75,8 +74,7 @@ TEST(limits_that_make_no_sense_are_refused) {
     assert_null(block_device_at(0));
 }
 
-/* --- The validator -----------------------------------------------------------------------------
- */
+/* --- The validator --- */
 
 TEST(a_request_is_accepted_up_to_the_last_block_and_not_beyond) {
     struct block_device device = new_device();
@@ -120,8 +118,7 @@ TEST(what_is_not_offered_is_not_accepted) {
     assert_int_equal(block_check(&device, BLOCK_WRITE_ZEROES, 0, 512), -ENOTSUP);
 }
 
-/* --- Statistics --------------------------------------------------------------------------------
- */
+/* --- Statistics --- */
 
 TEST(values_fall_into_buckets_of_powers_of_two) {
     struct histogram histogram = {{0}};
@@ -167,8 +164,7 @@ TEST(a_dump_tells_what_happened) {
     assert_string_equal(block_operation_name(BLOCK_WRITE_ZEROES), "write zeroes");
 }
 
-/* --- The RAM disk, through the scheduler -------------------------------------------------------
- */
+/* --- The RAM disk, through the scheduler --- */
 
 static struct block_device *disk;
 static struct event done;

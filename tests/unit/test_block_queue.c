@@ -87,8 +87,7 @@ static void expect_no_part(void) {
     assert_false(block_queue_next(&device, &part));
 }
 
-/* --- Order and splitting -----------------------------------------------------------------------
- */
+/* --- Order and splitting --- */
 
 TEST(a_request_passes_whole_when_it_fits) {
     set_up();
@@ -261,8 +260,7 @@ TEST(parts_cover_any_request_exactly_in_order_in_whole_blocks) {
     }
 }
 
-/* --- Return ------------------------------------------------------------------------------------
- */
+/* --- Return --- */
 
 TEST(a_returned_part_comes_again_as_it_was) {
     set_up();
@@ -313,8 +311,7 @@ TEST(a_returned_flush_keeps_its_place_and_its_company) {
     }
 }
 
-/* --- Flush and FUA -----------------------------------------------------------------------------
- */
+/* --- Flush and FUA --- */
 
 TEST(a_flush_goes_at_once_past_what_waits) {
     set_up();
@@ -417,8 +414,7 @@ TEST(without_a_cache_flush_and_fua_cost_nothing) {
     assert_int_equal(device.stats.device_flushes, 0);
 }
 
-/* --- Errors ------------------------------------------------------------------------------------
- */
+/* --- Errors --- */
 
 TEST(the_first_error_of_the_parts_is_the_request_s) {
     set_up();
@@ -512,8 +508,7 @@ TEST(without_a_cache_a_flush_may_submit_another) {
     assert_int_equal(completed, 2);
 }
 
-/* --- A long random run against a simple model --------------------------------------------------
- */
+/* --- A long random run against a simple model --- */
 
 /* Time is counted in steps. A flush must be complete only by a device flush that was issued after
  * its submission; a write with FUA, after its last part was done. */

@@ -8,8 +8,7 @@
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
 
-/* --- Drivers of the test -----------------------------------------------------------------------
- */
+/* --- Drivers of the test --- */
 
 static size_t dma_wanted;
 static size_t dma_needed;
@@ -77,8 +76,7 @@ static const struct device_node *read_tree(void) {
     return device_node_at(0);
 }
 
-/* --- What the scan finds -----------------------------------------------------------------------
- */
+/* --- What the scan finds --- */
 
 TEST(a_node_with_a_word_of_a_driver_is_found) {
     set_up();
@@ -302,8 +300,7 @@ TEST(a_node_without_memory_for_it_is_named_and_left) {
     assert_logged("fdt: second@1000 left alone: no memory");
 }
 
-/* --- Interrupts --------------------------------------------------------------------------------
- */
+/* --- Interrupts --- */
 
 TEST(the_interrupt_parent_is_inherited_or_its_own) {
     set_up();
@@ -354,8 +351,7 @@ TEST(an_interrupt_that_makes_no_sense_is_none) {
     }
 }
 
-/* --- Injection ---------------------------------------------------------------------------------
- */
+/* --- Injection --- */
 
 static size_t bytes_used(void) {
     struct heap_stats stats;

@@ -30,8 +30,7 @@ static void expect_range(unsigned index, uint64_t start, uint64_t length) {
     assert_int_equal(map.ranges[index].length, length);
 }
 
-/* --- Memory ------------------------------------------------------------------------------------
- */
+/* --- Memory --- */
 
 TEST(memory_is_what_all_memory_nodes_say) {
     begin_root(2, 2);
@@ -146,8 +145,7 @@ TEST(more_ranges_than_the_map_holds_are_refused) {
     assert_logged("refused");
 }
 
-/* --- Words and numbers -------------------------------------------------------------------------
- */
+/* --- Words and numbers --- */
 
 TEST(the_timebase_stands_at_the_cpus_or_at_the_first_cpu) {
     begin_root(2, 2);
@@ -206,8 +204,7 @@ TEST(the_console_is_a_path_or_an_alias_with_options) {
     assert_true(fdt_stdout_node(chosen("other", "", 0)) < 0);
 }
 
-/* --- Trees that are none -----------------------------------------------------------------------
- */
+/* --- Trees that are none --- */
 
 static const void *whole_tree(void) {
     tree_begin_reserving(0x80010000, 0x1000);

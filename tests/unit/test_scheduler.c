@@ -323,7 +323,7 @@ TEST(the_log_is_written_when_nothing_else_wants_to_run) {
     unit_run_task(drain_log_slowly, NULL);
 }
 
-/* --- Poll sources -------------------------------------------------------------------------------
+/* --- Poll sources ---
  *
  * A device that completes exactly in the gap that is named: between two steps of going to sleep. */
 

@@ -173,8 +173,7 @@ static int *take(uint32_t *length) {
     return virtqueue_take(queue, length);
 }
 
-/* --- Creation ----------------------------------------------------------------------------------
- */
+/* --- Creation --- */
 
 TEST(the_size_is_the_largest_power_of_two_that_both_allow) {
     device.transport.ops = &ops;
@@ -232,8 +231,7 @@ TEST(a_queue_that_cannot_be_made_leaves_nothing) {
     io_buffer_release(&memory);
 }
 
-/* --- The way of a chain ------------------------------------------------------------------------
- */
+/* --- The way of a chain --- */
 
 TEST(a_chain_is_what_the_specification_says) {
     set_up(SIZE, 0);
@@ -354,8 +352,7 @@ TEST(indices_wrap_without_losing_a_request) {
     tear_down();
 }
 
-/* --- Indirect tables ---------------------------------------------------------------------------
- */
+/* --- Indirect tables --- */
 
 TEST(a_long_chain_takes_one_entry_through_a_table) {
     uint32_t length = 0;
@@ -431,8 +428,7 @@ TEST(tables_come_back_with_their_chains) {
     tear_down();
 }
 
-/* --- Notifications -----------------------------------------------------------------------------
- */
+/* --- Notifications --- */
 
 TEST(a_batch_is_notified_once) {
     set_up(SIZE, 0);
@@ -525,8 +521,7 @@ TEST(without_event_indices_a_flag_says_whether_to_interrupt) {
     tear_down();
 }
 
-/* --- A hostile device --------------------------------------------------------------------------
- */
+/* --- A hostile device --- */
 
 static void expect_broken(const char *why) {
     uint32_t length = 0;
