@@ -382,7 +382,7 @@ static void disk_task(void *arg) {
             look_at_config(disk);
         } else if (virtqueue_is_broken(disk->queue)) {
             take_out_of_service(disk, "the device broke its ring");
-        } else if (scheduler_now_ns() > next_deadline(disk)) {
+        } else if (scheduler_now_ns() >= next_deadline(disk)) {
             take_out_of_service(disk, "a request was not answered in time");
         } else if (worked) {
             task_yield();

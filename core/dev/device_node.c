@@ -20,6 +20,7 @@ struct bus_level {
     int address_cells;
     int size_cells;
     uint32_t irq_parent;
+    bool is_disabled; /* and with it all that lies below */
 };
 
 static struct device_node *nodes[DEVICE_NODES_MAX];
@@ -178,11 +179,16 @@ static void collect_nodes(const void *fdt, const struct driver *const *drivers) 
         *level = (struct bus_level){.node = offset,
                                     .address_cells = fdt_address_cells(fdt, offset),
                                     .size_cells = fdt_size_cells(fdt, offset),
-                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0};
+                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0,
+                                    .is_disabled = is_disabled(fdt, offset) ||
+                                                   (depth > 0 && levels[depth - 1].is_disabled)};
         (void)fdt_read_u32(fdt, offset, "interrupt-parent",
                            &level->irq_parent); /* else inherited */
-        const struct driver *driver = depth > 0 ? find_driver(fdt, offset, drivers) : NULL;
-        if (driver != NULL && !is_disabled(fdt, offset)) {
+        if (depth == 0 || level->is_disabled) {
+            continue;
+        }
+        const struct driver *driver = find_driver(fdt, offset, drivers);
+        if (driver != NULL) {
             add_node(fdt, offset, driver, levels, depth);
         }
     }

@@ -20,8 +20,7 @@ enum { SECTOR = 512, BLOCK = 4096 };
 
 static struct block_device *disk;
 
-/* --- One request at a time ---------------------------------------------------------------------
- */
+/* --- One request at a time --- */
 
 struct job {
     struct block_request request;
@@ -113,8 +112,7 @@ static bool is_zero(const uint64_t *words, size_t bytes) {
 
 static uint64_t data[1024 * 1024 / 8] __attribute__((aligned(4096)));
 
-/* --- Both kinds of disk ------------------------------------------------------------------------
- */
+/* --- Both kinds of disk --- */
 
 static bool check_write_and_read(void) {
     static const uint32_t lengths[] = {512, 1024, 4096, 65536, 1024 * 1024};
@@ -198,8 +196,7 @@ static bool check_refusals(void) {
     return true;
 }
 
-/* --- virtio-blk --------------------------------------------------------------------------------
- */
+/* --- virtio-blk --- */
 
 static bool use_virtio_disk(void) {
     disk = block_device_find("vda");
@@ -393,8 +390,7 @@ static void no_wake_up_is_lost_in_many_sleeps(void) {
     EXPECT(after->sleeps - before.sleeps > reads / 10);
 }
 
-/* --- RAM disk ----------------------------------------------------------------------------------
- */
+/* --- RAM disk --- */
 
 static void a_ram_disk_is_a_disk(void) {
     disk = ram_disk_create("ram0", 4 * 1024 * 1024);

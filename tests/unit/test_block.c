@@ -24,11 +24,9 @@ static struct block_device new_device(void) {
                                             .zeroes_bytes_max = 4096}};
 }
 
-/* --- The list ----------------------------------------------------------------------------------
- */
+/* --- The list --- */
 
-TEST(registered_devices_are_found_by_place_and_name)
-{
+TEST(registered_devices_are_found_by_place_and_name) {
     struct block_device first = new_device();
     struct block_device second = new_device();
     second.name = "other";
@@ -44,8 +42,7 @@ TEST(registered_devices_are_found_by_place_and_name)
     assert_panics("devices[device_count - 1] == device", block_unregister(&second));
 }
 
-TEST(one_device_too_many_is_refused_and_said)
-{
+TEST(one_device_too_many_is_refused_and_said) {
     static struct block_device devices[BLOCK_DEVICES_MAX + 1];
     for (unsigned i = 0; i < BLOCK_DEVICES_MAX; i++) {
         devices[i] = new_device();
@@ -56,8 +53,7 @@ TEST(one_device_too_many_is_refused_and_said)
     assert_logged("test: 16 block devices are the limit");
 }
 
-TEST(limits_that_make_no_sense_are_refused)
-{
+TEST(limits_that_make_no_sense_are_refused) {
     struct block_device devices[9];
     for (unsigned i = 0; i < ARRAY_COUNT(devices); i++) {
         devices[i] = new_device();
@@ -78,11 +74,9 @@ TEST(limits_that_make_no_sense_are_refused)
     assert_null(block_device_at(0));
 }
 
-/* --- The validator -----------------------------------------------------------------------------
- */
+/* --- The validator --- */
 
-TEST(a_request_is_accepted_up_to_the_last_block_and_not_beyond)
-{
+TEST(a_request_is_accepted_up_to_the_last_block_and_not_beyond) {
     struct block_device device = new_device();
     uint64_t end = device.capacity_bytes;
     assert_int_equal(block_check(&device, BLOCK_READ, 0, end), 0);
@@ -94,8 +88,7 @@ TEST(a_request_is_accepted_up_to_the_last_block_and_not_beyond)
     assert_int_equal(block_check(&device, BLOCK_READ, 512, UINT64_MAX - 511), -ERANGE);
 }
 
-TEST(a_request_is_whole_blocks_and_not_empty)
-{
+TEST(a_request_is_whole_blocks_and_not_empty) {
     struct block_device device = new_device();
     device.limits.block_bytes = 4096;
     assert_int_equal(block_check(&device, BLOCK_READ, 0, 0), -EINVAL);
@@ -105,8 +98,7 @@ TEST(a_request_is_whole_blocks_and_not_empty)
     assert_int_equal(block_check(&device, BLOCK_READ, 4096, 4096), 0);
 }
 
-TEST(a_read_only_device_is_read_and_flushed_only)
-{
+TEST(a_read_only_device_is_read_and_flushed_only) {
     struct block_device device = new_device();
     device.limits.is_read_only = true;
     assert_int_equal(block_check(&device, BLOCK_READ, 0, 512), 0);
@@ -116,8 +108,7 @@ TEST(a_read_only_device_is_read_and_flushed_only)
     assert_int_equal(block_check(&device, BLOCK_WRITE_ZEROES, 0, 512), -EROFS);
 }
 
-TEST(what_is_not_offered_is_not_accepted)
-{
+TEST(what_is_not_offered_is_not_accepted) {
     struct block_device device = new_device();
     assert_int_equal(block_check(&device, BLOCK_DISCARD, 0, 512), 0);
     assert_int_equal(block_check(&device, BLOCK_WRITE_ZEROES, 0, 512), 0);
@@ -127,11 +118,9 @@ TEST(what_is_not_offered_is_not_accepted)
     assert_int_equal(block_check(&device, BLOCK_WRITE_ZEROES, 0, 512), -ENOTSUP);
 }
 
-/* --- Statistics --------------------------------------------------------------------------------
- */
+/* --- Statistics --- */
 
-TEST(values_fall_into_buckets_of_powers_of_two)
-{
+TEST(values_fall_into_buckets_of_powers_of_two) {
     struct histogram histogram = {{0}};
     static const uint64_t values[] = {0, 1, 2, 3, 4, 7, 8, UINT64_C(1) << 30, UINT64_MAX};
     static const unsigned buckets[] = {0, 1, 2, 2, 3, 3, 4, 31, 31};
@@ -142,8 +131,7 @@ TEST(values_fall_into_buckets_of_powers_of_two)
     }
 }
 
-TEST(a_percentile_is_an_upper_bound)
-{
+TEST(a_percentile_is_an_upper_bound) {
     struct histogram histogram = {{0}};
     assert_int_equal(histogram_percentile(&histogram, 50), 0);
     for (unsigned i = 0; i < 99; i++) {
@@ -163,8 +151,7 @@ static void driver_dump(const struct block_device *device) {
     assert_logged("");
 }
 
-TEST(a_dump_tells_what_happened)
-{
+TEST(a_dump_tells_what_happened) {
     struct block_device device = new_device();
     device.dump = driver_dump;
     device.is_gone = true;
@@ -177,8 +164,7 @@ TEST(a_dump_tells_what_happened)
     assert_string_equal(block_operation_name(BLOCK_WRITE_ZEROES), "write zeroes");
 }
 
-/* --- The RAM disk, through the scheduler -------------------------------------------------------
- */
+/* --- The RAM disk, through the scheduler --- */
 
 static struct block_device *disk;
 static struct event done;
@@ -232,8 +218,7 @@ static void exercise(void *unused) {
     assert_int_equal(run(BLOCK_READ, disk->capacity_bytes - 512, &edge, 1, 512), 0);
 }
 
-TEST(a_ram_disk_keeps_what_is_written)
-{
+TEST(a_ram_disk_keeps_what_is_written) {
     disk = ram_disk_create("ram0", 1 << 20);
     assert_non_null(disk);
     assert_ptr_equal(block_device_find("ram0"), disk);
@@ -271,8 +256,7 @@ static void submit_burst(void *unused) {
     }
 }
 
-TEST(a_ram_disk_serves_a_burst_in_turns)
-{
+TEST(a_ram_disk_serves_a_burst_in_turns) {
     burst_done = 0;
     disk = ram_disk_create("ram0", 4096);
     unit_run_task(submit_burst, NULL);
@@ -281,8 +265,7 @@ TEST(a_ram_disk_serves_a_burst_in_turns)
     drop_disk();
 }
 
-TEST(a_ram_disk_that_cannot_be_made_leaves_nothing)
-{
+TEST(a_ram_disk_that_cannot_be_made_leaves_nothing) {
     struct heap_stats before;
     struct heap_stats after;
     heap_get_stats(&before);

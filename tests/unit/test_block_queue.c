@@ -87,11 +87,9 @@ static void expect_no_part(void) {
     assert_false(block_queue_next(&device, &part));
 }
 
-/* --- Order and splitting -----------------------------------------------------------------------
- */
+/* --- Order and splitting --- */
 
-TEST(a_request_passes_whole_when_it_fits)
-{
+TEST(a_request_passes_whole_when_it_fits) {
     set_up();
     struct block_request *request = submit(0, BLOCK_READ, 4096, 8192, 0);
     assert_int_equal(wakes, 1);
@@ -109,8 +107,7 @@ TEST(a_request_passes_whole_when_it_fits)
     assert_int_equal(request->status, 0);
 }
 
-TEST(requests_are_taken_in_the_order_they_came)
-{
+TEST(requests_are_taken_in_the_order_they_came) {
     set_up();
     for (unsigned i = 0; i < 5; i++) {
         submit(i, BLOCK_WRITE, i * 4096, 4096, 0);
@@ -124,8 +121,7 @@ TEST(requests_are_taken_in_the_order_they_came)
     }
 }
 
-TEST(a_request_above_the_limits_is_complete_when_its_last_part_is)
-{
+TEST(a_request_above_the_limits_is_complete_when_its_last_part_is) {
     set_up();
     struct block_request *request = submit(0, BLOCK_READ, 0, 3 * 32768 + 512, 0);
     static const uint64_t lengths[] = {32768, 32768, 32768, 512};
@@ -148,8 +144,7 @@ TEST(a_request_above_the_limits_is_complete_when_its_last_part_is)
     assert_int_equal(device.stats.bytes[BLOCK_READ], 3 * 32768 + 512);
 }
 
-TEST(parts_done_before_the_last_is_issued_do_not_complete)
-{
+TEST(parts_done_before_the_last_is_issued_do_not_complete) {
     set_up();
     struct block_request *request = submit(0, BLOCK_READ, 0, 65536, 0);
     (void)next();
@@ -160,8 +155,7 @@ TEST(parts_done_before_the_last_is_issued_do_not_complete)
     assert_int_equal(jobs[0].completions, 1);
 }
 
-TEST(discards_and_zeroes_are_split_by_their_own_limits)
-{
+TEST(discards_and_zeroes_are_split_by_their_own_limits) {
     set_up();
     struct block_request *discard = submit(0, BLOCK_DISCARD, 4096, 20000 / 512 * 512, 0);
     struct block_request *zeroes = submit(1, BLOCK_WRITE_ZEROES, 0, 8192 + 512, BLOCK_UNMAP);
@@ -249,8 +243,7 @@ static struct block_request *random_request(unsigned count, bool whole_blocks,
     return request;
 }
 
-TEST(parts_cover_any_request_exactly_in_order_in_whole_blocks)
-{
+TEST(parts_cover_any_request_exactly_in_order_in_whole_blocks) {
     static const uint8_t *bytes[(BLOCK_SEGMENTS_MAX + 40) * 2 * 4096];
     for (int round = 0; round < 400; round++) {
         set_up();
@@ -267,11 +260,9 @@ TEST(parts_cover_any_request_exactly_in_order_in_whole_blocks)
     }
 }
 
-/* --- Return ------------------------------------------------------------------------------------
- */
+/* --- Return --- */
 
-TEST(a_returned_part_comes_again_as_it_was)
-{
+TEST(a_returned_part_comes_again_as_it_was) {
     set_up();
     submit(0, BLOCK_WRITE, 0, 40960, 0);
     submit(1, BLOCK_WRITE, 65536, 512, 0);
@@ -293,8 +284,7 @@ TEST(a_returned_part_comes_again_as_it_was)
     assert_int_equal(device.stats.parts, 3);
 }
 
-TEST(a_returned_request_keeps_its_place_before_later_ones)
-{
+TEST(a_returned_request_keeps_its_place_before_later_ones) {
     set_up();
     submit(0, BLOCK_WRITE, 0, 512, 0);
     struct block_part part = next();
@@ -306,8 +296,7 @@ TEST(a_returned_request_keeps_its_place_before_later_ones)
     }
 }
 
-TEST(a_returned_flush_keeps_its_place_and_its_company)
-{
+TEST(a_returned_flush_keeps_its_place_and_its_company) {
     set_up();
     submit(0, BLOCK_FLUSH, 0, 0, 0);
     submit(1, BLOCK_FLUSH, 0, 0, 0);
@@ -322,11 +311,9 @@ TEST(a_returned_flush_keeps_its_place_and_its_company)
     }
 }
 
-/* --- Flush and FUA -----------------------------------------------------------------------------
- */
+/* --- Flush and FUA --- */
 
-TEST(a_flush_goes_at_once_past_what_waits)
-{
+TEST(a_flush_goes_at_once_past_what_waits) {
     set_up();
     submit(0, BLOCK_WRITE, 0, 512, 0);
     submit(1, BLOCK_FLUSH, 0, 0, 0);
@@ -338,8 +325,7 @@ TEST(a_flush_goes_at_once_past_what_waits)
 
 /* The promise: what was completed before the flush was submitted is covered by a device flush that
  * was issued after that completion. A flush in flight since before does not count. */
-TEST(a_flush_submitted_during_another_gets_a_device_flush_of_its_own)
-{
+TEST(a_flush_submitted_during_another_gets_a_device_flush_of_its_own) {
     set_up();
     submit(0, BLOCK_FLUSH, 0, 0, 0);
     (void)next();
@@ -358,8 +344,7 @@ TEST(a_flush_submitted_during_another_gets_a_device_flush_of_its_own)
     assert_int_equal(device.stats.device_flushes, 2);
 }
 
-TEST(flushes_that_wait_together_share_one_of_the_device)
-{
+TEST(flushes_that_wait_together_share_one_of_the_device) {
     set_up();
     submit(0, BLOCK_FLUSH, 0, 0, 0);
     (void)next();
@@ -376,8 +361,7 @@ TEST(flushes_that_wait_together_share_one_of_the_device)
     assert_int_equal(device.stats.device_flushes, 2);
 }
 
-TEST(a_write_with_fua_is_complete_after_a_flush_that_followed_it)
-{
+TEST(a_write_with_fua_is_complete_after_a_flush_that_followed_it) {
     set_up();
     struct block_request *request = submit(0, BLOCK_WRITE, 0, 65536, BLOCK_FUA);
     (void)next();
@@ -393,8 +377,7 @@ TEST(a_write_with_fua_is_complete_after_a_flush_that_followed_it)
     assert_int_equal(request->status, 0);
 }
 
-TEST(fua_is_not_served_by_a_flush_already_in_flight)
-{
+TEST(fua_is_not_served_by_a_flush_already_in_flight) {
     set_up();
     struct block_request *request = submit(0, BLOCK_WRITE, 0, 512, BLOCK_FUA);
     (void)next();
@@ -409,8 +392,7 @@ TEST(fua_is_not_served_by_a_flush_already_in_flight)
     assert_int_equal(jobs[0].completions, 1);
 }
 
-TEST(finishing_parts_wakes_the_driver_when_fua_asks_for_a_flush)
-{
+TEST(finishing_parts_wakes_the_driver_when_fua_asks_for_a_flush) {
     set_up();
     struct block_request *request = submit(0, BLOCK_WRITE, 0, 512, BLOCK_FUA);
     (void)next();
@@ -419,8 +401,7 @@ TEST(finishing_parts_wakes_the_driver_when_fua_asks_for_a_flush)
     assert_int_equal(wakes, before + 1);
 }
 
-TEST(without_a_cache_flush_and_fua_cost_nothing)
-{
+TEST(without_a_cache_flush_and_fua_cost_nothing) {
     set_up();
     device.limits.has_cache = false;
     submit(0, BLOCK_FLUSH, 0, 0, 0);
@@ -433,11 +414,9 @@ TEST(without_a_cache_flush_and_fua_cost_nothing)
     assert_int_equal(device.stats.device_flushes, 0);
 }
 
-/* --- Errors ------------------------------------------------------------------------------------
- */
+/* --- Errors --- */
 
-TEST(the_first_error_of_the_parts_is_the_request_s)
-{
+TEST(the_first_error_of_the_parts_is_the_request_s) {
     set_up();
     struct block_request *request = submit(0, BLOCK_READ, 0, 3 * 32768, 0);
     for (int i = 0; i < 3; i++) {
@@ -452,8 +431,7 @@ TEST(the_first_error_of_the_parts_is_the_request_s)
     assert_logged("test: read of 98304 at 0 failed: error -5");
 }
 
-TEST(a_failed_write_with_fua_is_not_flushed)
-{
+TEST(a_failed_write_with_fua_is_not_flushed) {
     set_up();
     struct block_request *request = submit(0, BLOCK_WRITE, 0, 512, BLOCK_FUA);
     (void)next();
@@ -463,8 +441,7 @@ TEST(a_failed_write_with_fua_is_not_flushed)
     assert_false(block_queue_has_work(&device));
 }
 
-TEST(a_failed_flush_fails_all_that_it_serves)
-{
+TEST(a_failed_flush_fails_all_that_it_serves) {
     set_up();
     struct block_request *write = submit(0, BLOCK_WRITE, 0, 512, BLOCK_FUA);
     (void)next();
@@ -478,8 +455,7 @@ TEST(a_failed_flush_fails_all_that_it_serves)
     assert_int_equal(device.stats.errors[BLOCK_WRITE], 1);
 }
 
-TEST(a_device_that_is_gone_fails_what_waits_and_later_what_it_held)
-{
+TEST(a_device_that_is_gone_fails_what_waits_and_later_what_it_held) {
     set_up();
     struct block_request *begun = submit(0, BLOCK_READ, 0, 65536, 0);
     (void)next();
@@ -501,8 +477,7 @@ static void submit_another(struct block_request *request) {
     submit(1, BLOCK_READ, 0, 512, 0);
 }
 
-TEST(a_completion_may_submit_the_next_request)
-{
+TEST(a_completion_may_submit_the_next_request) {
     set_up();
     struct block_request *request = submit(0, BLOCK_READ, 0, 512, 0);
     request->complete = submit_another;
@@ -520,8 +495,7 @@ static void flush_again(struct block_request *request) {
     }
 }
 
-TEST(without_a_cache_a_flush_may_submit_another)
-{
+TEST(without_a_cache_a_flush_may_submit_another) {
     set_up();
     device.limits.has_cache = false;
     struct block_request *request = prepare(0, BLOCK_FLUSH, 0, 0);
@@ -534,8 +508,7 @@ TEST(without_a_cache_a_flush_may_submit_another)
     assert_int_equal(completed, 2);
 }
 
-/* --- A long random run against a simple model --------------------------------------------------
- */
+/* --- A long random run against a simple model --- */
 
 /* Time is counted in steps. A flush must be complete only by a device flush that was issued after
  * its submission; a write with FUA, after its last part was done. */
@@ -590,8 +563,7 @@ static void finish_random(void) {
     block_queue_done(&device, request, 0);
 }
 
-TEST(random_load_completes_every_request_once_and_flushes_cover_what_they_must)
-{
+TEST(random_load_completes_every_request_once_and_flushes_cover_what_they_must) {
     for (int round = 0; round < 500; round++) {
         set_up();
         memset(&model, 0, sizeof model);

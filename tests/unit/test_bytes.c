@@ -29,8 +29,7 @@ static void expect_equal(size_t length, size_t to, size_t from) {
     }
 }
 
-TEST(memcpy_copies_any_length_at_any_alignment_and_no_byte_more)
-{
+TEST(memcpy_copies_any_length_at_any_alignment_and_no_byte_more) {
     fill();
     for (size_t length = 0; length <= LENGTHS; length++) {
         for (size_t shift = 0; shift < 64; shift++) {
@@ -43,8 +42,7 @@ TEST(memcpy_copies_any_length_at_any_alignment_and_no_byte_more)
     }
 }
 
-TEST(memmove_moves_whatever_overlaps)
-{
+TEST(memmove_moves_whatever_overlaps) {
     fill();
     for (size_t length = 0; length <= LENGTHS; length++) {
         for (size_t to = 0; to < 150; to += 1 + to / 20) {
@@ -57,8 +55,7 @@ TEST(memmove_moves_whatever_overlaps)
     }
 }
 
-TEST(memset_sets_any_length_at_any_alignment_and_no_byte_more)
-{
+TEST(memset_sets_any_length_at_any_alignment_and_no_byte_more) {
     fill();
     for (size_t length = 0; length <= LENGTHS; length++) {
         for (size_t to = 64; to < 80; to++) {
@@ -80,8 +77,7 @@ static uint16_t sum_of_pairs(const uint8_t *bytes, size_t length) {
     return (uint16_t)sum;
 }
 
-TEST(the_checksum_is_the_sum_of_pairs_at_any_length_and_alignment)
-{
+TEST(the_checksum_is_the_sum_of_pairs_at_any_length_and_alignment) {
     fill();
     for (size_t length = 0; length <= LENGTHS; length++) {
         for (size_t from = 0; from < 8; from++) {
@@ -91,8 +87,7 @@ TEST(the_checksum_is_the_sum_of_pairs_at_any_length_and_alignment)
     }
 }
 
-TEST(the_checksum_carries_through_ones)
-{
+TEST(the_checksum_carries_through_ones) {
     static uint8_t ones[65536];
     memset(ones, 0xff, sizeof ones);
     static const size_t lengths[] = {1, 2, 3, 8, 31, 32, 33, 1460, 65535, 65536};
@@ -101,14 +96,12 @@ TEST(the_checksum_carries_through_ones)
     }
 }
 
-TEST(the_checksum_of_nothing_is_zero)
-{
+TEST(the_checksum_of_nothing_is_zero) {
     assert_int_equal(net_checksum(source, 0), 0);
     assert_int_equal(net_checksum(source, -1), 0);
 }
 
-TEST(random_numbers_depend_on_every_byte_of_the_seed)
-{
+TEST(random_numbers_depend_on_every_byte_of_the_seed) {
     uint32_t first = random_u32();
     assert_int_not_equal(random_u32(), first);
     random_seed("a", 1);

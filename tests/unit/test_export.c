@@ -28,8 +28,7 @@ static uint16_t flags_with(bool is_read_only, bool is_rotational) {
     return nbd_export_flags(nbd_export_at(0));
 }
 
-TEST(the_flags_of_a_whole_disk_tell_all_it_can)
-{
+TEST(the_flags_of_a_whole_disk_tell_all_it_can) {
     set_up();
     assert_int_equal(flags_with(false, false), NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
                                                    NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
@@ -37,8 +36,7 @@ TEST(the_flags_of_a_whole_disk_tell_all_it_can)
                                                    NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE);
 }
 
-TEST(what_a_disk_does_not_offer_is_not_announced)
-{
+TEST(what_a_disk_does_not_offer_is_not_announced) {
     set_up();
     disk.limits.discard_bytes_max = 0;
     assert_int_equal(flags_with(false, false) & NBD_FLAG_SEND_TRIM, 0);
@@ -47,8 +45,7 @@ TEST(what_a_disk_does_not_offer_is_not_announced)
     assert_int_equal(flags_with(false, false) & NBD_FLAG_SEND_WRITE_ZEROES, 0);
 }
 
-TEST(a_read_only_export_announces_nothing_that_writes)
-{
+TEST(a_read_only_export_announces_nothing_that_writes) {
     static const unsigned writing = NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
     set_up();
     assert_int_equal(flags_with(true, false) & (writing | NBD_FLAG_READ_ONLY), NBD_FLAG_READ_ONLY);
@@ -57,23 +54,20 @@ TEST(a_read_only_export_announces_nothing_that_writes)
     assert_non_null(strstr(nbd_export_at(0)->description, "read-only"));
 }
 
-TEST(rotational_is_what_the_configuration_says)
-{
+TEST(rotational_is_what_the_configuration_says) {
     set_up();
     assert_int_equal(flags_with(false, false) & NBD_FLAG_ROTATIONAL, 0);
     assert_int_not_equal(flags_with(false, true) & NBD_FLAG_ROTATIONAL, 0);
     assert_int_not_equal(flags_with(true, true) & NBD_FLAG_ROTATIONAL, 0);
 }
 
-TEST(the_description_tells_model_and_size)
-{
+TEST(the_description_tells_model_and_size) {
     set_up();
     (void)flags_with(false, false);
     assert_string_equal(nbd_export_at(0)->description, "virtio-blk, 5120 MiB");
 }
 
-TEST(block_sizes_follow_the_disk)
-{
+TEST(block_sizes_follow_the_disk) {
     set_up();
     assert_int_equal(nbd_export_add(&disk, "disk", false, false), 0);
     struct nbd_block_sizes sizes = nbd_export_block_sizes(nbd_export_at(0));
@@ -89,16 +83,14 @@ TEST(block_sizes_follow_the_disk)
 }
 
 /* NBD protocol: the preferred size is a power of two. */
-TEST(an_optimal_size_that_is_no_power_of_two_is_not_announced)
-{
+TEST(an_optimal_size_that_is_no_power_of_two_is_not_announced) {
     set_up();
     disk.limits.optimal_io_bytes = 5 * 4096;
     assert_int_equal(nbd_export_add(&disk, "disk", false, false), 0);
     assert_int_equal(nbd_export_block_sizes(nbd_export_at(0)).preferred, 4096);
 }
 
-TEST(exports_are_found_by_their_whole_name_only)
-{
+TEST(exports_are_found_by_their_whole_name_only) {
     set_up();
     assert_int_equal(nbd_export_add(&disk, "vda", false, false), 0);
     assert_int_equal(nbd_export_add(&disk, "vdab", false, false), 0);
@@ -110,8 +102,7 @@ TEST(exports_are_found_by_their_whole_name_only)
     assert_null(nbd_export_at(2));
 }
 
-TEST(the_empty_name_is_the_default)
-{
+TEST(the_empty_name_is_the_default) {
     set_up();
     assert_null(nbd_export_find("", 0));
     assert_int_equal(nbd_export_add(&disk, "a", false, false), 0);
@@ -124,8 +115,7 @@ TEST(the_empty_name_is_the_default)
     assert_ptr_equal(nbd_export_find("", 0), nbd_export_at(1));
 }
 
-TEST(a_name_that_is_taken_is_refused)
-{
+TEST(a_name_that_is_taken_is_refused) {
     set_up();
     assert_int_equal(nbd_export_add(&disk, "a", false, false), 0);
     assert_int_equal(nbd_export_add(&disk, "a", true, false), -EEXIST);
@@ -134,8 +124,7 @@ TEST(a_name_that_is_taken_is_refused)
     assert_false(nbd_export_at(0)->is_read_only);
 }
 
-TEST(a_name_has_a_length_within_the_limit)
-{
+TEST(a_name_has_a_length_within_the_limit) {
     static char name[NBD_EXPORT_NAME_MAX + 2];
     set_up();
     memset(name, 'n', NBD_EXPORT_NAME_MAX + 1);
@@ -145,8 +134,7 @@ TEST(a_name_has_a_length_within_the_limit)
     assert_int_equal(nbd_export_add(&disk, name, false, false), 0);
 }
 
-TEST(one_export_too_many_is_refused)
-{
+TEST(one_export_too_many_is_refused) {
     static char names[NBD_EXPORTS_MAX + 1][8];
     set_up();
     for (unsigned i = 0; i < NBD_EXPORTS_MAX; i++) {

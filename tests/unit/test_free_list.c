@@ -27,8 +27,7 @@ static void expect_one_run(const struct free_list *list) {
     assert_ptr_equal((void *)list->bump.next, (void *)list->bump.start);
 }
 
-TEST(a_range_that_is_not_pages_or_too_small_is_refused)
-{
+TEST(a_range_that_is_not_pages_or_too_small_is_refused) {
     struct free_list list;
     assert_int_equal(free_list_init(&list, memory + 1, 8192), -EINVAL);
     assert_int_equal(free_list_init(&list, memory, 8193), -EINVAL);
@@ -38,8 +37,7 @@ TEST(a_range_that_is_not_pages_or_too_small_is_refused)
     assert_int_equal(list.page_count, 1);
 }
 
-TEST(a_fresh_list_hands_out_runs_in_order_of_address)
-{
+TEST(a_fresh_list_hands_out_runs_in_order_of_address) {
     struct free_list list = new_list();
     char *first = free_list_take(&list, 3, 1);
     char *second = free_list_take(&list, 1, 1);
@@ -49,8 +47,7 @@ TEST(a_fresh_list_hands_out_runs_in_order_of_address)
     assert_int_equal(list.pages_used, 4);
 }
 
-TEST(giving_back_the_newest_run_retracts_the_bump_pointer)
-{
+TEST(giving_back_the_newest_run_retracts_the_bump_pointer) {
     struct free_list list = new_list();
     void *first = free_list_take(&list, 3, 1);
     void *second = free_list_take(&list, 5, 1);
@@ -61,8 +58,7 @@ TEST(giving_back_the_newest_run_retracts_the_bump_pointer)
 }
 
 /* Three neighbours, a fourth behind them so that the bump pointer stays, in all six orders. */
-TEST(neighbours_join_in_whatever_order_they_come_back)
-{
+TEST(neighbours_join_in_whatever_order_they_come_back) {
     static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
                                      {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
     for (int order = 0; order < 6; order++) {
@@ -84,8 +80,7 @@ TEST(neighbours_join_in_whatever_order_they_come_back)
     }
 }
 
-TEST(what_is_left_of_a_split_run_serves_the_next)
-{
+TEST(what_is_left_of_a_split_run_serves_the_next) {
     struct free_list list = new_list();
     char *run = free_list_take(&list, 8, 1);
     void *fence = free_list_take(&list, 1, 1);
@@ -98,8 +93,7 @@ TEST(what_is_left_of_a_split_run_serves_the_next)
     expect_one_run(&list);
 }
 
-TEST(runs_are_aligned_as_asked_and_the_cuttings_are_not_lost)
-{
+TEST(runs_are_aligned_as_asked_and_the_cuttings_are_not_lost) {
     for (size_t align = 1; align <= 128; align *= 2) {
         struct free_list list = new_list();
         void *odd = free_list_take(&list, 1, 1);
@@ -114,8 +108,7 @@ TEST(runs_are_aligned_as_asked_and_the_cuttings_are_not_lost)
     }
 }
 
-TEST(exhaustion_is_null_and_counted_and_heals)
-{
+TEST(exhaustion_is_null_and_counted_and_heals) {
     struct free_list list = new_list();
     void *all = free_list_take(&list, PAGES_USABLE, 1);
     assert_non_null(all);
@@ -128,8 +121,7 @@ TEST(exhaustion_is_null_and_counted_and_heals)
     assert_non_null(free_list_take(&list, 1, 1));
 }
 
-TEST(a_run_of_no_pages_or_of_more_than_there_are_is_refused)
-{
+TEST(a_run_of_no_pages_or_of_more_than_there_are_is_refused) {
     struct free_list list = new_list();
     assert_null(free_list_take(&list, 0, 1));
     assert_null(free_list_take(&list, PAGES_USABLE + 1, 1));
@@ -139,8 +131,7 @@ TEST(a_run_of_no_pages_or_of_more_than_there_are_is_refused)
     expect_one_run(&list);
 }
 
-TEST(a_run_given_twice_panics)
-{
+TEST(a_run_given_twice_panics) {
     struct free_list list = new_list();
     void *run = free_list_take(&list, 2, 1);
     void *fence = free_list_take(&list, 1, 1);
@@ -150,8 +141,7 @@ TEST(a_run_given_twice_panics)
     assert_panics("released twice", free_list_give(&list, fence));
 }
 
-TEST(a_pointer_that_starts_no_run_panics)
-{
+TEST(a_pointer_that_starts_no_run_panics) {
     struct free_list list = new_list();
     char *run = free_list_take(&list, 4, 1);
     int elsewhere = 0;
@@ -204,8 +194,7 @@ static void give_one(struct model *model) {
     model->runs[victim] = model->runs[--model->count];
 }
 
-TEST(a_long_random_load_ends_as_one_run)
-{
+TEST(a_long_random_load_ends_as_one_run) {
     struct model model = {.list = new_list()};
     for (int step = 0; step < 100000; step++) {
         bool takes = model.count == 0 ||

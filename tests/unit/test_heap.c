@@ -22,16 +22,14 @@ static size_t objects_in_use(void) {
     return total;
 }
 
-TEST(a_second_heap_init_is_refused)
-{
+TEST(a_second_heap_init_is_refused) {
     static char other[8192] __attribute__((aligned(4096)));
     void *kept = heap_alloc(100);
     assert_int_equal(heap_init(other, sizeof other), -EBUSY);
     heap_free(kept);
 }
 
-TEST(a_range_that_is_not_pages_is_refused_and_another_may_follow)
-{
+TEST(a_range_that_is_not_pages_is_refused_and_another_may_follow) {
     static char other[16384] __attribute__((aligned(4096)));
     heap_forget();
     assert_int_equal(heap_init(other + 8, 8192), -EINVAL);
@@ -40,8 +38,7 @@ TEST(a_range_that_is_not_pages_is_refused_and_another_may_follow)
     assert_int_equal(stats().bytes_total, 3 * PAGE_BYTES);
 }
 
-TEST(objects_of_every_size_are_apart_and_aligned)
-{
+TEST(objects_of_every_size_are_apart_and_aligned) {
     enum { COUNT = 6000 };
     static unsigned char *objects[COUNT];
     for (size_t i = 0; i < COUNT; i++) {
@@ -59,8 +56,7 @@ TEST(objects_of_every_size_are_apart_and_aligned)
     assert_int_equal(objects_in_use(), 0);
 }
 
-TEST(a_class_counts_its_objects_and_pages)
-{
+TEST(a_class_counts_its_objects_and_pages) {
     size_t bytes = 0;
     size_t objects = 0;
     size_t pages = 0;
@@ -75,8 +71,7 @@ TEST(a_class_counts_its_objects_and_pages)
     assert_false(heap_get_class(1000, &bytes, &objects, &pages));
 }
 
-TEST(pages_of_empty_slabs_come_back_but_for_one_spare)
-{
+TEST(pages_of_empty_slabs_come_back_but_for_one_spare) {
     enum { COUNT = 1000 };
     static void *objects[COUNT];
     size_t before = stats().bytes_used;
@@ -90,8 +85,7 @@ TEST(pages_of_empty_slabs_come_back_but_for_one_spare)
     assert_int_equal(stats().bytes_used, before + PAGE_BYTES);
 }
 
-TEST(every_alignment_is_kept_for_every_size)
-{
+TEST(every_alignment_is_kept_for_every_size) {
     static const size_t sizes[] = {0, 1, 17, 100, 500, 513, 1312, 4000, 4097, 70000};
     for (size_t align = 1; align <= 65536; align *= 2) {
         for (size_t i = 0; i < ARRAY_COUNT(sizes); i++) {
@@ -105,16 +99,14 @@ TEST(every_alignment_is_kept_for_every_size)
     assert_int_equal(objects_in_use(), 0);
 }
 
-TEST(an_alignment_that_is_no_power_of_two_is_refused)
-{
+TEST(an_alignment_that_is_no_power_of_two_is_refused) {
     assert_null(heap_alloc_aligned(0, 100));
     assert_null(heap_alloc_aligned(24, 100));
     assert_null(heap_alloc_aligned(SIZE_MAX, 100));
     assert_int_equal(stats().failures, 3);
 }
 
-TEST(calloc_refuses_a_product_that_wraps)
-{
+TEST(calloc_refuses_a_product_that_wraps) {
     assert_null(heap_alloc_zeroed((size_t)1 << 32, (size_t)1 << 32));
     assert_null(heap_alloc_zeroed(SIZE_MAX, 2));
     assert_int_equal(stats().failures, 2);
@@ -123,8 +115,7 @@ TEST(calloc_refuses_a_product_that_wraps)
     heap_free(none);
 }
 
-TEST(calloc_zeroes_memory_that_was_used_before)
-{
+TEST(calloc_zeroes_memory_that_was_used_before) {
     unsigned char *dirty = heap_alloc(1000);
     memset(dirty, 0xff, 1000);
     heap_free(dirty);
@@ -136,8 +127,7 @@ TEST(calloc_zeroes_memory_that_was_used_before)
     heap_free(clean);
 }
 
-TEST(realloc_keeps_what_fits_growing_and_shrinking)
-{
+TEST(realloc_keeps_what_fits_growing_and_shrinking) {
     static const size_t sizes[] = {10, 200, 1400, 40000, 5000, 1200, 60, 3};
     unsigned char *pointer = heap_resize(NULL, 10);
     memset(pointer, 0x3c, 10);
@@ -156,8 +146,7 @@ TEST(realloc_keeps_what_fits_growing_and_shrinking)
     assert_int_equal(objects_in_use(), 0);
 }
 
-TEST(realloc_that_fails_leaves_the_old_object_alone)
-{
+TEST(realloc_that_fails_leaves_the_old_object_alone) {
     unsigned char *pointer = heap_alloc(2000);
     memset(pointer, 0x3c, 2000);
     assert_null(heap_resize(pointer, 2 * UNIT_HEAP_BYTES));
@@ -166,14 +155,12 @@ TEST(realloc_that_fails_leaves_the_old_object_alone)
     heap_free(pointer);
 }
 
-TEST(freeing_nothing_does_nothing)
-{
+TEST(freeing_nothing_does_nothing) {
     heap_free(NULL);
     assert_int_equal(stats().bytes_used, 0);
 }
 
-TEST(an_object_freed_twice_panics)
-{
+TEST(an_object_freed_twice_panics) {
     void *small = heap_alloc(100);
     void *neighbour = heap_alloc(100);
     void *large = heap_alloc(10000);
@@ -184,8 +171,7 @@ TEST(an_object_freed_twice_panics)
     heap_free(neighbour);
 }
 
-TEST(a_pointer_into_the_middle_panics)
-{
+TEST(a_pointer_into_the_middle_panics) {
     char *small = heap_alloc(100);
     char *large = heap_alloc(10000);
     assert_panics("inside an object of 112 bytes", heap_free(small + 16));
@@ -196,8 +182,7 @@ TEST(a_pointer_into_the_middle_panics)
     heap_free(large);
 }
 
-TEST(a_foreign_pointer_panics)
-{
+TEST(a_foreign_pointer_panics) {
     int local = 0;
     static char elsewhere[8192] __attribute__((aligned(4096)));
     assert_panics("foreign", heap_free(&local));
@@ -207,16 +192,14 @@ TEST(a_foreign_pointer_panics)
 
 /* The heap's own bookkeeping was never handed out. (The very first byte of a slab looks like a run
  * of one page, and is not told from one.) */
-TEST(the_header_of_a_slab_is_foreign)
-{
+TEST(the_header_of_a_slab_is_foreign) {
     char *small = heap_alloc(16);
     char *slab = (char *)align_down((uintptr_t)small, PAGE_BYTES);
     assert_panics("inside an object", heap_free(slab + 16));
     heap_free(small);
 }
 
-TEST(exhaustion_is_null_and_everything_works_again_afterwards)
-{
+TEST(exhaustion_is_null_and_everything_works_again_afterwards) {
     static void *objects[UNIT_HEAP_BYTES / 4096];
     for (int round = 0; round < 3; round++) {
         size_t count = 0;
@@ -248,8 +231,7 @@ static void check_and_free(struct object *object) {
     object->start = NULL;
 }
 
-TEST(a_long_random_load_keeps_every_byte_and_loses_none)
-{
+TEST(a_long_random_load_keeps_every_byte_and_loses_none) {
     static struct object objects[500];
     memset(objects, 0, sizeof objects);
     for (int step = 0; step < 200000; step++) {

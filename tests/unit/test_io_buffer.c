@@ -18,8 +18,7 @@ static void expect_empty(const struct io_buffer *buffer) {
     assert_int_equal(io_buffer_size(buffer), 0);
 }
 
-TEST(a_buffer_has_the_size_and_alignment_asked_for)
-{
+TEST(a_buffer_has_the_size_and_alignment_asked_for) {
     for (size_t align = 1; align <= 65536; align *= 2) {
         struct io_buffer buffer;
         assert_int_equal(io_buffer_init(&buffer, 5000, align), 0);
@@ -33,16 +32,14 @@ TEST(a_buffer_has_the_size_and_alignment_asked_for)
     }
 }
 
-TEST(a_size_of_zero_is_refused_and_said)
-{
+TEST(a_size_of_zero_is_refused_and_said) {
     struct io_buffer buffer;
     assert_int_equal(io_buffer_init(&buffer, 0, 4096), -EINVAL);
     expect_empty(&buffer);
     assert_logged("io_buffer: a size of 0 was asked for");
 }
 
-TEST(an_alignment_of_zero_or_no_power_of_two_is_refused_and_said)
-{
+TEST(an_alignment_of_zero_or_no_power_of_two_is_refused_and_said) {
     struct io_buffer buffer;
     assert_int_equal(io_buffer_init(&buffer, 4096, 0), -EINVAL);
     expect_empty(&buffer);
@@ -52,8 +49,7 @@ TEST(an_alignment_of_zero_or_no_power_of_two_is_refused_and_said)
     assert_logged("alignment 4097 is not a power of two");
 }
 
-TEST(a_size_that_wraps_is_refused_and_said)
-{
+TEST(a_size_that_wraps_is_refused_and_said) {
     static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 4095, SIZE_MAX - 8191};
     for (size_t i = 0; i < ARRAY_COUNT(sizes); i++) {
         struct io_buffer buffer;
@@ -67,8 +63,7 @@ TEST(a_size_that_wraps_is_refused_and_said)
     expect_empty(&buffer);
 }
 
-TEST(more_than_there_is_fails_and_leaves_nothing_behind)
-{
+TEST(more_than_there_is_fails_and_leaves_nothing_behind) {
     struct io_buffer buffer;
     size_t before = bytes_used();
     size_t count = io_buffer_count();
@@ -79,8 +74,7 @@ TEST(more_than_there_is_fails_and_leaves_nothing_behind)
     assert_int_equal(io_buffer_count(), count);
 }
 
-TEST(release_returns_all_and_twice_is_harmless)
-{
+TEST(release_returns_all_and_twice_is_harmless) {
     struct io_buffer buffer;
     size_t before = bytes_used();
     size_t count = io_buffer_count();
@@ -94,16 +88,14 @@ TEST(release_returns_all_and_twice_is_harmless)
     assert_int_equal(io_buffer_count(), count);
 }
 
-TEST(an_all_zero_buffer_is_empty_and_may_be_released)
-{
+TEST(an_all_zero_buffer_is_empty_and_may_be_released) {
     struct io_buffer buffer = {0};
     expect_empty(&buffer);
     assert_false(io_buffer_is_valid(NULL));
     io_buffer_release(&buffer);
 }
 
-TEST(a_move_hands_over_and_empties)
-{
+TEST(a_move_hands_over_and_empties) {
     struct io_buffer from;
     struct io_buffer to = {0};
     assert_int_equal(io_buffer_init(&from, 5000, 4096), 0);
@@ -115,8 +107,7 @@ TEST(a_move_hands_over_and_empties)
     io_buffer_release(&to);
 }
 
-TEST(a_move_onto_a_full_buffer_releases_what_it_held)
-{
+TEST(a_move_onto_a_full_buffer_releases_what_it_held) {
     struct io_buffer from;
     struct io_buffer to;
     size_t before = bytes_used();
@@ -130,8 +121,7 @@ TEST(a_move_onto_a_full_buffer_releases_what_it_held)
     assert_int_equal(bytes_used(), before);
 }
 
-TEST(a_move_onto_itself_changes_nothing)
-{
+TEST(a_move_onto_itself_changes_nothing) {
     struct io_buffer buffer;
     assert_int_equal(io_buffer_init(&buffer, 5000, 4096), 0);
     void *memory = io_buffer_data(&buffer);
@@ -141,8 +131,7 @@ TEST(a_move_onto_itself_changes_nothing)
     io_buffer_release(&buffer);
 }
 
-TEST(a_move_of_an_empty_buffer_empties_the_other)
-{
+TEST(a_move_of_an_empty_buffer_empties_the_other) {
     struct io_buffer from = {0};
     struct io_buffer to;
     assert_int_equal(io_buffer_init(&to, 5000, 4096), 0);
@@ -150,8 +139,7 @@ TEST(a_move_of_an_empty_buffer_empties_the_other)
     expect_empty(&to);
 }
 
-TEST(carving_goes_up_to_the_last_byte_and_no_further)
-{
+TEST(carving_goes_up_to_the_last_byte_and_no_further) {
     struct io_buffer buffer;
     void *part = NULL;
     assert_int_equal(io_buffer_init(&buffer, 8192, 4096), 0);
@@ -168,8 +156,7 @@ TEST(carving_goes_up_to_the_last_byte_and_no_further)
     io_buffer_release(&buffer);
 }
 
-TEST(carving_nothing_or_from_nothing_is_refused)
-{
+TEST(carving_nothing_or_from_nothing_is_refused) {
     struct io_buffer empty = {0};
     struct io_buffer buffer;
     void *part = NULL;
@@ -184,8 +171,7 @@ TEST(carving_nothing_or_from_nothing_is_refused)
     io_buffer_release(&buffer);
 }
 
-TEST(after_uncarving_the_whole_buffer_is_there_again)
-{
+TEST(after_uncarving_the_whole_buffer_is_there_again) {
     struct io_buffer buffer;
     void *part = NULL;
     assert_int_equal(io_buffer_init(&buffer, 8192, 4096), 0);

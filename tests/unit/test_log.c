@@ -10,8 +10,7 @@
 #include "core/panic.h"
 #include "tests/unit/unit.h"
 
-TEST(a_line_tells_time_and_level_and_text)
-{
+TEST(a_line_tells_time_and_level_and_text) {
     host_clock_set(12 * NS_PER_S + 34567 * NS_PER_US);
     log_info("disk %s has %u bytes", "vda", 512u);
     log_warning("careful");
@@ -23,8 +22,7 @@ TEST(a_line_tells_time_and_level_and_text)
                                     "[   12.034567] error: broken\n");
 }
 
-TEST(lines_above_the_level_are_not_kept)
-{
+TEST(lines_above_the_level_are_not_kept) {
     log_set_level(LOG_WARNING);
     log_info("quiet");
     log_debug("quiet");
@@ -38,15 +36,13 @@ TEST(lines_above_the_level_are_not_kept)
     assert_logged("cried");
 }
 
-TEST(text_is_kept_bare_and_at_every_level)
-{
+TEST(text_is_kept_bare_and_at_every_level) {
     log_set_level(LOG_ERROR);
     log_text("ok 1 - %s", "test");
     assert_string_equal(unit_log(), "ok 1 - test\n");
 }
 
-TEST(the_four_levels_have_names_and_nothing_else_has)
-{
+TEST(the_four_levels_have_names_and_nothing_else_has) {
     static const char *const names[] = {"error", "warning", "info", "debug"};
     enum log_level level = LOG_ERROR;
     for (unsigned i = 0; i < ARRAY_COUNT(names); i++) {
@@ -58,14 +54,12 @@ TEST(the_four_levels_have_names_and_nothing_else_has)
     assert_false(log_level_parse("debugs", &level));
 }
 
-TEST(control_characters_cannot_forge_lines_or_drive_a_terminal)
-{
+TEST(control_characters_cannot_forge_lines_or_drive_a_terminal) {
     log_text("name \"%s\"", "a\nPANIC\r\x1b[2J\x7f\t\x01z");
     assert_string_equal(unit_log(), "name \"a?PANIC??[2J???z\"\n");
 }
 
-TEST(a_long_line_is_cut_and_still_ends)
-{
+TEST(a_long_line_is_cut_and_still_ends) {
     char text[2 * LOG_LINE_MAX];
     memset(text, 'x', sizeof text - 1);
     text[sizeof text - 1] = '\0';
@@ -90,8 +84,7 @@ static size_t write_lines(unsigned first, unsigned last) {
     return bytes;
 }
 
-TEST(a_full_ring_keeps_the_newest_whole_lines)
-{
+TEST(a_full_ring_keeps_the_newest_whole_lines) {
     uint64_t dropped = log_dropped();
     assert_true(write_lines(1, 2000) > 2 * LOG_RING_BYTES);
     const char *log = unit_log();
@@ -109,8 +102,7 @@ TEST(a_full_ring_keeps_the_newest_whole_lines)
     assert_int_equal(log_dropped() - dropped, first - 1);
 }
 
-TEST(one_long_line_may_push_out_many_and_all_are_counted)
-{
+TEST(one_long_line_may_push_out_many_and_all_are_counted) {
     char text[201];
     memset(text, 'x', 200);
     text[200] = '\0';
@@ -123,8 +115,7 @@ TEST(one_long_line_may_push_out_many_and_all_are_counted)
 }
 
 /* The console is slow: it may have written half of a line when the ring overtakes it. */
-TEST(a_line_half_written_out_is_not_glued_to_another)
-{
+TEST(a_line_half_written_out_is_not_glued_to_another) {
     log_text("the first line");
     assert_true(log_drain(5));
     (void)write_lines(1, 2000);
@@ -136,8 +127,7 @@ TEST(a_line_half_written_out_is_not_glued_to_another)
     assert_int_equal(sscanf(next, "line %u", &number), 1);
 }
 
-TEST(draining_keeps_to_its_budget)
-{
+TEST(draining_keeps_to_its_budget) {
     log_text("12345678");
     assert_true(log_is_waiting());
     assert_true(log_drain(4));
@@ -147,8 +137,7 @@ TEST(draining_keeps_to_its_budget)
     assert_string_equal(unit_log(), "12345678\n");
 }
 
-TEST(without_a_console_lines_wait)
-{
+TEST(without_a_console_lines_wait) {
     log_set_sink(NULL, NULL);
     log_text("early");
     assert_false(log_is_waiting());
@@ -156,8 +145,7 @@ TEST(without_a_console_lines_wait)
     log_flush();
 }
 
-TEST(a_cause_that_repeats_is_limited_and_the_rest_counted)
-{
+TEST(a_cause_that_repeats_is_limited_and_the_rest_counted) {
     struct log_rate rate = {0};
     for (unsigned i = 0; i < LOG_RATE_PER_S; i++) {
         assert_true(log_rate_allows(&rate));
@@ -179,8 +167,7 @@ static void dump(void *arg) {
     log_text("  state of %s", (const char *)arg);
 }
 
-TEST(a_panic_reports_what_and_who_and_the_dumps)
-{
+TEST(a_panic_reports_what_and_who_and_the_dumps) {
     assert_panics("PANIC: 7 is too many", panic("%d is too many", 7));
     assert_panics("task: boot", panic("who"));
     assert_panics("state of the ring", {
@@ -195,16 +182,14 @@ static void panicking_dump(void *unused) {
     panic("inside");
 }
 
-TEST(a_panic_within_a_panic_ends_all_the_same)
-{
+TEST(a_panic_within_a_panic_ends_all_the_same) {
     assert_panics("PANIC while reporting a panic: inside", {
         panic_add_dump(panicking_dump, NULL);
         panic("outside");
     });
 }
 
-TEST(a_panic_names_its_registers)
-{
+TEST(a_panic_names_its_registers) {
     static const char *const names[] = {"pc", "ra", "sp", "gp", "tp"};
     static const uint64_t values[] = {1, 2, 3, 4, 0xdeadbeef};
     static const struct panic_registers registers = {names, values, 5};
@@ -217,8 +202,7 @@ static void switched_off(void *arg, bool failed) {
     arch_halt(true);
 }
 
-TEST(power_goes_off_through_the_switch_with_the_log_written)
-{
+TEST(power_goes_off_through_the_switch_with_the_log_written) {
     assert_panics("last words\nswitch passed", {
         power_set_switch(switched_off, (void *)(uintptr_t) "switch");
         log_text("last words");

@@ -13,8 +13,7 @@ static void expect_range(const struct memory_map *map, unsigned index, uint64_t 
     assert_int_equal(map->ranges[index].length, length);
 }
 
-TEST(ranges_are_kept_in_order_of_address)
-{
+TEST(ranges_are_kept_in_order_of_address) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x3000, 0x1000)), 0);
     assert_int_equal(memory_map_add(&map, range(0x1000, 0x1000)), 0);
@@ -26,8 +25,7 @@ TEST(ranges_are_kept_in_order_of_address)
     assert_int_equal(memory_map_bytes(&map), 0x3000);
 }
 
-TEST(ranges_that_touch_or_overlap_become_one)
-{
+TEST(ranges_that_touch_or_overlap_become_one) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x1000, 0x1000)), 0);
     assert_int_equal(memory_map_add(&map, range(0x3000, 0x1000)), 0);
@@ -37,8 +35,7 @@ TEST(ranges_that_touch_or_overlap_become_one)
     expect_range(&map, 0, 0x1000, 0x5000);
 }
 
-TEST(adding_what_is_there_changes_nothing)
-{
+TEST(adding_what_is_there_changes_nothing) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x1000, 0x4000)), 0);
     assert_int_equal(memory_map_add(&map, range(0x2000, 0x1000)), 0);
@@ -46,8 +43,7 @@ TEST(adding_what_is_there_changes_nothing)
     expect_range(&map, 0, 0x1000, 0x4000);
 }
 
-TEST(an_empty_or_wrapping_range_is_refused)
-{
+TEST(an_empty_or_wrapping_range_is_refused) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x1000, 0)), -EINVAL);
     assert_int_equal(memory_map_add(&map, range(UINT64_MAX - 10, 100)), -EINVAL);
@@ -56,8 +52,7 @@ TEST(an_empty_or_wrapping_range_is_refused)
     assert_int_equal(map.count, 0);
 }
 
-TEST(a_full_map_refuses_and_stays_as_it_is)
-{
+TEST(a_full_map_refuses_and_stays_as_it_is) {
     struct memory_map map = {0};
     for (uint64_t i = 0; i < MEMORY_RANGES_MAX; i++) {
         assert_int_equal(memory_map_add(&map, range(i * 0x10000, 0x3000)), 0);
@@ -72,8 +67,7 @@ TEST(a_full_map_refuses_and_stays_as_it_is)
     expect_range(&map, 0, 0x1000, 0x3000);
 }
 
-TEST(a_reservation_in_the_middle_splits_a_range)
-{
+TEST(a_reservation_in_the_middle_splits_a_range) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x1000, 0x9000)), 0);
     assert_int_equal(memory_map_reserve(&map, range(0x4000, 0x1000)), 0);
@@ -82,8 +76,7 @@ TEST(a_reservation_in_the_middle_splits_a_range)
     expect_range(&map, 1, 0x5000, 0x5000);
 }
 
-TEST(a_reservation_cuts_the_ends_and_swallows_what_lies_within)
-{
+TEST(a_reservation_cuts_the_ends_and_swallows_what_lies_within) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x1000, 0x1000)), 0);
     assert_int_equal(memory_map_add(&map, range(0x3000, 0x1000)), 0);
@@ -94,8 +87,7 @@ TEST(a_reservation_cuts_the_ends_and_swallows_what_lies_within)
     expect_range(&map, 1, 0x5800, 0x800);
 }
 
-TEST(a_reservation_outside_of_all_memory_takes_nothing)
-{
+TEST(a_reservation_outside_of_all_memory_takes_nothing) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_add(&map, range(0x1000, 0x1000)), 0);
     assert_int_equal(memory_map_reserve(&map, range(0, 0x1000)), 0);
@@ -103,8 +95,7 @@ TEST(a_reservation_outside_of_all_memory_takes_nothing)
     expect_range(&map, 0, 0x1000, 0x1000);
 }
 
-TEST(the_largest_run_is_whole_pages)
-{
+TEST(the_largest_run_is_whole_pages) {
     struct memory_map map = {0};
     assert_int_equal(memory_map_largest(&map).length, 0);
     assert_int_equal(memory_map_add(&map, range(0x1001, 0xffe)), 0);
@@ -115,8 +106,7 @@ TEST(the_largest_run_is_whole_pages)
     assert_int_equal(largest.length, 0x2000);
 }
 
-TEST(random_adds_and_reservations_agree_with_a_bitmap)
-{
+TEST(random_adds_and_reservations_agree_with_a_bitmap) {
     for (int round = 0; round < 200; round++) {
         struct memory_map map = {0};
         bool model[256] = {false};

@@ -57,8 +57,7 @@ static void note_letter(void *arg) {
     note(*(const char *)arg);
 }
 
-TEST(tasks_run_in_the_order_they_were_created)
-{
+TEST(tasks_run_in_the_order_they_were_created) {
     begin();
     spawn(note_letter, "a");
     spawn(note_letter, "b");
@@ -83,8 +82,7 @@ static void signal_event(void *unused) {
     note('t');
 }
 
-TEST(a_signal_wakes_the_task_that_waits_in_the_next_turn)
-{
+TEST(a_signal_wakes_the_task_that_waits_in_the_next_turn) {
     begin();
     event = (struct event){0};
     spawn(wait_for_event, (void *)(uintptr_t)&never);
@@ -94,8 +92,7 @@ TEST(a_signal_wakes_the_task_that_waits_in_the_next_turn)
     assert_int_equal(wait_result, 0);
 }
 
-TEST(a_signal_before_the_wait_is_kept_once)
-{
+TEST(a_signal_before_the_wait_is_kept_once) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 5;
     event = (struct event){0};
     begin();
@@ -110,8 +107,7 @@ TEST(a_signal_before_the_wait_is_kept_once)
     assert_int_equal(wait_result, -ETIMEDOUT);
 }
 
-TEST(a_cleared_signal_is_forgotten)
-{
+TEST(a_cleared_signal_is_forgotten) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 5;
     event = (struct event){0};
     event_signal(&event);
@@ -120,8 +116,7 @@ TEST(a_cleared_signal_is_forgotten)
     assert_int_equal(wait_result, -ETIMEDOUT);
 }
 
-TEST(a_wait_ends_at_its_deadline)
-{
+TEST(a_wait_ends_at_its_deadline) {
     static const uint64_t deadline_ns = UNIT_CLOCK_START_NS + 123456;
     event = (struct event){0};
     unit_run_task(wait_for_event, (void *)(uintptr_t)&deadline_ns);
@@ -130,8 +125,7 @@ TEST(a_wait_ends_at_its_deadline)
     assert_null(event.first_waiter);
 }
 
-TEST(a_deadline_that_has_passed_ends_the_wait_at_once)
-{
+TEST(a_deadline_that_has_passed_ends_the_wait_at_once) {
     static const uint64_t past_ns = 1;
     event = (struct event){0};
     unit_run_task(wait_for_event, (void *)(uintptr_t)&past_ns);
@@ -139,8 +133,7 @@ TEST(a_deadline_that_has_passed_ends_the_wait_at_once)
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS);
 }
 
-TEST(a_signal_in_time_cancels_the_deadline)
-{
+TEST(a_signal_in_time_cancels_the_deadline) {
     static const uint64_t deadline_ns = UNIT_CLOCK_START_NS + 100;
     begin();
     event = (struct event){0};
@@ -153,8 +146,7 @@ TEST(a_signal_in_time_cancels_the_deadline)
     assert_string_equal(happened, "stw");
 }
 
-TEST(one_signal_wakes_all_that_wait)
-{
+TEST(one_signal_wakes_all_that_wait) {
     begin();
     event = (struct event){0};
     for (int i = 0; i < 5; i++) {
@@ -167,8 +159,7 @@ TEST(one_signal_wakes_all_that_wait)
     assert_int_equal(tasks_alive(), 0);
 }
 
-TEST(a_waiter_in_the_middle_may_time_out_alone)
-{
+TEST(a_waiter_in_the_middle_may_time_out_alone) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 10;
     begin();
     event = (struct event){0};
@@ -192,8 +183,7 @@ static void sleep_long(void *unused) {
     woken_ns = arch_clock_ns();
 }
 
-TEST(a_task_sleeps_until_its_time_in_pieces)
-{
+TEST(a_task_sleeps_until_its_time_in_pieces) {
     unit_run_task(sleep_long, NULL);
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + 10 * NS_PER_S);
     assert_true(scheduler_get_stats()->sleeps >= 10 * 1000 / IDLE_NET_MS);
@@ -206,8 +196,7 @@ static void yield_three_times(void *arg) {
     }
 }
 
-TEST(tasks_that_yield_take_turns)
-{
+TEST(tasks_that_yield_take_turns) {
     begin();
     spawn(yield_three_times, "a");
     spawn(yield_three_times, "b");
@@ -225,8 +214,7 @@ static void create_and_yield(void *arg) {
     }
 }
 
-TEST(a_task_created_by_another_gets_its_turn)
-{
+TEST(a_task_created_by_another_gets_its_turn) {
     begin();
     spawn(create_and_yield, NULL);
     run_until_idle();
@@ -238,8 +226,7 @@ static void count_run(void *arg) {
     (*(unsigned *)arg)++;
 }
 
-TEST(a_task_that_ends_leaves_its_place_to_another)
-{
+TEST(a_task_that_ends_leaves_its_place_to_another) {
     unsigned runs = 0;
     for (unsigned i = 0; i < 5 * TASKS_MAX; i++) {
         spawn(count_run, &runs);
@@ -249,8 +236,7 @@ TEST(a_task_that_ends_leaves_its_place_to_another)
     assert_int_equal(tasks_alive(), 0);
 }
 
-TEST(one_task_too_many_is_refused_and_said)
-{
+TEST(one_task_too_many_is_refused_and_said) {
     unsigned runs = 0;
     for (unsigned i = 0; i < TASKS_MAX; i++) {
         assert_non_null(task_create("many", count_run, &runs, 8192));
@@ -259,8 +245,7 @@ TEST(one_task_too_many_is_refused_and_said)
     assert_logged("task last: no memory for a stack of 8192 bytes, or 64 tasks alive");
 }
 
-TEST(a_task_without_memory_is_refused_and_leaves_nothing)
-{
+TEST(a_task_without_memory_is_refused_and_leaves_nothing) {
     for (uint64_t successes = 0; successes < 2; successes++) {
         unit_allocations_until_failure(successes);
         assert_null(task_create("poor", count_run, NULL, 8192));
@@ -279,8 +264,7 @@ static void use_stack(void *unused) {
     (void)task_wait(&event, DEADLINE_NEVER); /* never signalled: the test looks at it asleep */
 }
 
-TEST(the_deepest_use_of_a_stack_is_told)
-{
+TEST(the_deepest_use_of_a_stack_is_told) {
     struct task_info info = {0};
     event = (struct event){0};
     assert_non_null(task_create("deep", use_stack, NULL, (size_t)64 * 1024));
@@ -301,8 +285,7 @@ static void be_slow(void *unused) {
     host_clock_advance((TASK_STALL_MS + 1) * NS_PER_MS);
 }
 
-TEST(a_task_that_keeps_the_processor_is_named)
-{
+TEST(a_task_that_keeps_the_processor_is_named) {
     assert_non_null(task_create("hog", be_slow, NULL, (size_t)64 * 1024));
     run_until_idle();
     assert_logged("task hog kept the processor for 201 ms");
@@ -314,16 +297,14 @@ static void say_name(void *unused) {
     assert_string_equal(task_current_name(), "named");
 }
 
-TEST(the_current_task_has_a_name)
-{
+TEST(the_current_task_has_a_name) {
     assert_string_equal(task_current_name(), "boot");
     assert_non_null(task_create("named", say_name, NULL, (size_t)64 * 1024));
     run_until_idle();
     assert_string_equal(task_current_name(), "boot");
 }
 
-TEST(waiting_outside_of_a_task_panics)
-{
+TEST(waiting_outside_of_a_task_panics) {
     assert_panics("current != NULL", (void)task_wait(&event, 1));
     assert_panics("current != NULL", task_yield());
 }
@@ -338,10 +319,11 @@ static void drain_log_slowly(void *unused) {
     assert_false(log_is_waiting());
 }
 
-TEST(the_log_is_written_when_nothing_else_wants_to_run)
-{ unit_run_task(drain_log_slowly, NULL); }
+TEST(the_log_is_written_when_nothing_else_wants_to_run) {
+    unit_run_task(drain_log_slowly, NULL);
+}
 
-/* --- Poll sources -------------------------------------------------------------------------------
+/* --- Poll sources ---
  *
  * A device that completes exactly in the gap that is named: between two steps of going to sleep. */
 
@@ -450,8 +432,7 @@ static void run_with_device(enum gap gap) {
     assert_int_equal(wait_result, 0);
 }
 
-TEST(going_to_sleep_arms_then_orders_then_looks_then_sleeps)
-{
+TEST(going_to_sleep_arms_then_orders_then_looks_then_sleeps) {
     run_with_device(WHILE_ASLEEP_WITH_INTERRUPT);
     assert_string_equal(happened, "dabid"); /* the first d: a new source begins unarmed */
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + 10);
@@ -459,8 +440,7 @@ TEST(going_to_sleep_arms_then_orders_then_looks_then_sleeps)
     assert_int_equal(scheduler_get_stats()->rescued, 0);
 }
 
-TEST(a_completion_in_any_gap_before_the_sleep_ends_it)
-{
+TEST(a_completion_in_any_gap_before_the_sleep_ends_it) {
     for (enum gap gap = BEFORE_ARM; gap <= IN_BARRIER; gap++) {
         scheduler_forget();
         host_clock_set(UNIT_CLOCK_START_NS);
@@ -473,8 +453,7 @@ TEST(a_completion_in_any_gap_before_the_sleep_ends_it)
     }
 }
 
-TEST(a_completion_without_its_interrupt_is_found_by_the_net_and_counted)
-{
+TEST(a_completion_without_its_interrupt_is_found_by_the_net_and_counted) {
     run_with_device(WHILE_ASLEEP_WITHOUT_INTERRUPT);
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + IDLE_NET_MS * NS_PER_MS);
     assert_int_equal(scheduler_get_stats()->rescued, 1);
@@ -488,8 +467,7 @@ static void look_at_device(void *unused) {
     assert_true(device.done.is_set);
 }
 
-TEST(while_tasks_are_busy_rings_are_seen_without_interrupts)
-{
+TEST(while_tasks_are_busy_rings_are_seen_without_interrupts) {
     device = (struct fake_device){.source = {.name = "fake",
                                              .pending = device_pending,
                                              .arm = device_arm,
@@ -511,16 +489,14 @@ static void spin(void *unused) {
     }
 }
 
-TEST(while_tasks_are_busy_interrupts_are_asked_for_now_and_then)
-{
+TEST(while_tasks_are_busy_interrupts_are_asked_for_now_and_then) {
     device = (struct fake_device){0};
     scheduler_set_irq_dispatch(device_dispatch);
     unit_run_task(spin, NULL);
     assert_in_range(device.interrupts_handled, 2, 5);
 }
 
-TEST(a_removed_source_is_not_asked_and_removing_it_again_panics)
-{
+TEST(a_removed_source_is_not_asked_and_removing_it_again_panics) {
     device = (struct fake_device){.source = {.name = "fake",
                                              .pending = device_pending,
                                              .arm = device_arm,
@@ -534,8 +510,7 @@ TEST(a_removed_source_is_not_asked_and_removing_it_again_panics)
     assert_panics("poll source fake was never added", scheduler_remove_source(&device.source));
 }
 
-TEST(more_sources_than_the_limit_panic)
-{
+TEST(more_sources_than_the_limit_panic) {
     static struct poll_source sources[POLL_SOURCES_MAX + 1];
     for (unsigned i = 0; i < ARRAY_COUNT(sources); i++) {
         sources[i] = (struct poll_source){.name = "fake", .disarm = device_disarm};

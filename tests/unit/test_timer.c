@@ -27,14 +27,12 @@ static void expect_fired(const int *expected, unsigned count) {
     fired_count = 0;
 }
 
-TEST(without_timers_there_is_no_deadline)
-{
+TEST(without_timers_there_is_no_deadline) {
     assert_int_equal(timers_next_deadline(), DEADLINE_NEVER);
     timers_fire(UINT64_MAX);
 }
 
-TEST(timers_fire_in_order_of_deadline_and_not_before)
-{
+TEST(timers_fire_in_order_of_deadline_and_not_before) {
     struct timer timers[3] = {0};
     set(&timers[0], 300, 0);
     set(&timers[1], 100, 1);
@@ -50,8 +48,7 @@ TEST(timers_fire_in_order_of_deadline_and_not_before)
     assert_int_equal(timers_next_deadline(), DEADLINE_NEVER);
 }
 
-TEST(timers_of_one_deadline_fire_in_the_order_they_were_set)
-{
+TEST(timers_of_one_deadline_fire_in_the_order_they_were_set) {
     struct timer timers[3] = {0};
     for (int i = 0; i < 3; i++) {
         set(&timers[i], 100, i);
@@ -60,8 +57,7 @@ TEST(timers_of_one_deadline_fire_in_the_order_they_were_set)
     expect_fired((int[]){0, 1, 2}, 3);
 }
 
-TEST(a_timer_set_again_moves)
-{
+TEST(a_timer_set_again_moves) {
     struct timer timers[2] = {0};
     set(&timers[0], 100, 0);
     set(&timers[1], 200, 1);
@@ -72,8 +68,7 @@ TEST(a_timer_set_again_moves)
     expect_fired((int[]){2}, 1);
 }
 
-TEST(a_cancelled_timer_stays_silent_wherever_it_stood)
-{
+TEST(a_cancelled_timer_stays_silent_wherever_it_stood) {
     for (int cancelled = 0; cancelled < 3; cancelled++) {
         struct timer timers[3] = {0};
         for (int i = 0; i < 3; i++) {
@@ -101,8 +96,7 @@ static void fire_again(void *arg) {
               periodic);
 }
 
-TEST(a_timer_may_be_set_again_by_what_it_calls)
-{
+TEST(a_timer_may_be_set_again_by_what_it_calls) {
     struct periodic periodic = {.period_ns = 100};
     timer_set(&periodic.timer, 100, fire_again, &periodic);
     timers_fire(100);
@@ -114,8 +108,7 @@ TEST(a_timer_may_be_set_again_by_what_it_calls)
 }
 
 /* A timer that is always due must not keep the scheduler from everything else. */
-TEST(a_timer_set_again_for_now_fires_in_the_next_turn)
-{
+TEST(a_timer_set_again_for_now_fires_in_the_next_turn) {
     struct periodic periodic = {.period_ns = 0};
     timer_set(&periodic.timer, 100, fire_again, &periodic);
     timers_fire(100);
@@ -132,8 +125,7 @@ static void cancel_victim(void *unused) {
     timer_cancel(&victim);
 }
 
-TEST(a_timer_may_cancel_another_that_is_due)
-{
+TEST(a_timer_may_cancel_another_that_is_due) {
     struct timer timers[2] = {0};
     timer_set(&timers[0], 100, cancel_victim, NULL);
     set(&victim, 100, 1);

@@ -103,8 +103,7 @@ static struct fake new_fake(void) {
                          .config_bytes = 16};
 }
 
-TEST(negotiation_takes_the_steps_in_order)
-{
+TEST(negotiation_takes_the_steps_in_order) {
     struct fake fake = new_fake();
     assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_A, names), 0);
     virtio_driver_ok(&fake.transport);
@@ -113,8 +112,7 @@ TEST(negotiation_takes_the_steps_in_order)
     assert_memory_equal(fake.statuses, expected, sizeof expected);
 }
 
-TEST(what_is_accepted_is_offered_and_wanted)
-{
+TEST(what_is_accepted_is_offered_and_wanted) {
     struct fake fake = new_fake();
     uint64_t wanted = FEATURE_A | VIRTIO_F_EVENT_IDX;
     assert_int_equal(virtio_negotiate(&fake.transport, wanted, names), 0);
@@ -126,8 +124,7 @@ TEST(what_is_accepted_is_offered_and_wanted)
     assert_false(virtio_has(&fake.transport, VIRTIO_F_EVENT_IDX));
 }
 
-TEST(every_feature_bit_is_logged_by_name_or_number)
-{
+TEST(every_feature_bit_is_logged_by_name_or_number) {
     struct fake fake = new_fake();
     assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_B, names), 0);
     assert_logged("fake: offers: A B VERSION_1 bit60");
@@ -136,8 +133,7 @@ TEST(every_feature_bit_is_logged_by_name_or_number)
     assert_int_equal(virtio_negotiate(&fake.transport, UINT64_MAX, names), 0);
 }
 
-TEST(a_device_that_is_not_modern_is_refused_and_marked)
-{
+TEST(a_device_that_is_not_modern_is_refused_and_marked) {
     struct fake fake = new_fake();
     fake.offered &= ~VIRTIO_F_VERSION_1;
     assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_A, names), -ENOTSUP);
@@ -146,8 +142,7 @@ TEST(a_device_that_is_not_modern_is_refused_and_marked)
     assert_logged("fake: offers no VIRTIO_F_VERSION_1");
 }
 
-TEST(a_device_that_refuses_its_own_offer_is_refused_and_marked)
-{
+TEST(a_device_that_refuses_its_own_offer_is_refused_and_marked) {
     struct fake fake = new_fake();
     fake.refuses_features = true;
     assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_A, names), -ENOTSUP);
@@ -155,8 +150,7 @@ TEST(a_device_that_refuses_its_own_offer_is_refused_and_marked)
     assert_logged("refuses features 0x100000008 of its own offer");
 }
 
-TEST(a_reset_is_waited_for)
-{
+TEST(a_reset_is_waited_for) {
     struct fake fake = new_fake();
     fake.status_after_reset = 0x4f;
     fake.reset_reads = 50;
@@ -165,8 +159,7 @@ TEST(a_reset_is_waited_for)
     assert_int_equal(fake.statuses[0], 0);
 }
 
-TEST(a_reset_that_never_ends_is_given_up_and_the_device_marked)
-{
+TEST(a_reset_that_never_ends_is_given_up_and_the_device_marked) {
     struct fake fake = new_fake();
     fake.status_after_reset = 0x4f;
     fake.reset_reads = UINT32_MAX;
@@ -178,8 +171,7 @@ TEST(a_reset_that_never_ends_is_given_up_and_the_device_marked)
     assert_int_equal(fake.written, 0);
 }
 
-TEST(configuration_is_read_up_to_its_end_and_no_further)
-{
+TEST(configuration_is_read_up_to_its_end_and_no_further) {
     struct fake fake = new_fake();
     uint8_t buf[16];
     assert_int_equal(virtio_config_read(&fake.transport, 0, buf, 16), 0);
@@ -191,8 +183,7 @@ TEST(configuration_is_read_up_to_its_end_and_no_further)
     assert_int_equal(virtio_config_read(&fake.transport, 0, buf, 1), -ERANGE);
 }
 
-TEST(configuration_that_changes_meanwhile_is_read_again)
-{
+TEST(configuration_that_changes_meanwhile_is_read_again) {
     struct fake fake = new_fake();
     uint8_t buf[16];
     uint8_t expected[16];
@@ -202,8 +193,7 @@ TEST(configuration_that_changes_meanwhile_is_read_again)
     assert_memory_equal(buf, expected, sizeof expected);
 }
 
-TEST(configuration_that_never_stands_still_is_given_up)
-{
+TEST(configuration_that_never_stands_still_is_given_up) {
     struct fake fake = new_fake();
     uint8_t buf[4];
     fake.changes_left = UINT32_MAX;
@@ -211,8 +201,7 @@ TEST(configuration_that_never_stands_still_is_given_up)
     assert_logged("fake: its configuration never stands still");
 }
 
-TEST(the_sleep_barrier_is_the_transport_s)
-{
+TEST(the_sleep_barrier_is_the_transport_s) {
     struct fake fake = new_fake();
     virtio_sleep_barrier(&fake.transport);
     assert_int_equal(fake.barriers, 1);

@@ -173,11 +173,9 @@ static int *take(uint32_t *length) {
     return virtqueue_take(queue, length);
 }
 
-/* --- Creation ----------------------------------------------------------------------------------
- */
+/* --- Creation --- */
 
-TEST(the_size_is_the_largest_power_of_two_that_both_allow)
-{
+TEST(the_size_is_the_largest_power_of_two_that_both_allow) {
     device.transport.ops = &ops;
     static const unsigned cases[][3] = {{256, 256, 256}, {256, 100, 64}, {100, 256, 64},
                                         {1, 256, 1},     {0, 256, 0},    {65535, 65535, 1024},
@@ -189,8 +187,7 @@ TEST(the_size_is_the_largest_power_of_two_that_both_allow)
     assert_int_equal(virtqueue_usable_size(&device.transport, 1, 256), 0);
 }
 
-TEST(a_size_that_is_no_power_of_two_or_too_large_is_refused)
-{
+TEST(a_size_that_is_no_power_of_two_or_too_large_is_refused) {
     static const unsigned sizes[] = {0, 3, 100, 2048};
     assert_int_equal(io_buffer_init(&memory, 1 << 20, 4096), 0);
     device.transport = (struct virtio_transport){.ops = &ops, .node = &node};
@@ -202,8 +199,7 @@ TEST(a_size_that_is_no_power_of_two_or_too_large_is_refused)
     io_buffer_release(&memory);
 }
 
-TEST(the_dma_memory_asked_for_is_enough_and_less_is_refused)
-{
+TEST(the_dma_memory_asked_for_is_enough_and_less_is_refused) {
     struct virtqueue_config config = config_of(256, TABLES);
     size_t bytes = virtqueue_dma_bytes(&config);
     device.transport =
@@ -218,8 +214,7 @@ TEST(the_dma_memory_asked_for_is_enough_and_less_is_refused)
     io_buffer_release(&memory);
 }
 
-TEST(a_queue_that_cannot_be_made_leaves_nothing)
-{
+TEST(a_queue_that_cannot_be_made_leaves_nothing) {
     struct virtqueue_config config = config_of(SIZE, TABLES);
     assert_int_equal(io_buffer_init(&memory, 1 << 16, 4096), 0);
     memset(&device, 0, sizeof device);
@@ -236,11 +231,9 @@ TEST(a_queue_that_cannot_be_made_leaves_nothing)
     io_buffer_release(&memory);
 }
 
-/* --- The way of a chain ------------------------------------------------------------------------
- */
+/* --- The way of a chain --- */
 
-TEST(a_chain_is_what_the_specification_says)
-{
+TEST(a_chain_is_what_the_specification_says) {
     set_up(SIZE, 0);
     struct segment segments[] = {segment(0, 16), segment(16, 100), segment(116, 1)};
     assert_int_equal(virtqueue_add(queue, segments, 1, 2, &tokens[0]), 0);
@@ -258,8 +251,7 @@ TEST(a_chain_is_what_the_specification_says)
     tear_down();
 }
 
-TEST(a_completion_brings_back_token_and_length_and_room)
-{
+TEST(a_completion_brings_back_token_and_length_and_room) {
     uint32_t length = 0;
     set_up(SIZE, 0);
     struct segment segments[] = {segment(0, 16), segment(16, 100), segment(116, 1)};
@@ -277,8 +269,7 @@ TEST(a_completion_brings_back_token_and_length_and_room)
     tear_down();
 }
 
-TEST(completions_in_another_order_find_their_tokens)
-{
+TEST(completions_in_another_order_find_their_tokens) {
     uint32_t length = 0;
     uint16_t heads[4];
     set_up(SIZE, 0);
@@ -300,8 +291,7 @@ TEST(completions_in_another_order_find_their_tokens)
     tear_down();
 }
 
-TEST(a_full_ring_refuses_and_changes_nothing)
-{
+TEST(a_full_ring_refuses_and_changes_nothing) {
     uint32_t length = 0;
     set_up(SIZE, 0);
     for (int i = 0; i < SIZE; i++) {
@@ -318,8 +308,7 @@ TEST(a_full_ring_refuses_and_changes_nothing)
     tear_down();
 }
 
-TEST(a_chain_that_is_one_too_long_for_the_room_is_refused)
-{
+TEST(a_chain_that_is_one_too_long_for_the_room_is_refused) {
     set_up(SIZE, 0);
     struct segment segments[SIZE];
     for (unsigned i = 0; i < SIZE; i++) {
@@ -333,8 +322,7 @@ TEST(a_chain_that_is_one_too_long_for_the_room_is_refused)
 }
 
 /* 70,000 requests of one to three descriptors, up to four in flight: indices pass 65,535. */
-TEST(indices_wrap_without_losing_a_request)
-{
+TEST(indices_wrap_without_losing_a_request) {
     enum { REQUESTS = 70000 };
     uint32_t length = 0;
     int submitted = 0;
@@ -364,11 +352,9 @@ TEST(indices_wrap_without_losing_a_request)
     tear_down();
 }
 
-/* --- Indirect tables ---------------------------------------------------------------------------
- */
+/* --- Indirect tables --- */
 
-TEST(a_long_chain_takes_one_entry_through_a_table)
-{
+TEST(a_long_chain_takes_one_entry_through_a_table) {
     uint32_t length = 0;
     set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
     struct segment segments[12];
@@ -394,8 +380,7 @@ TEST(a_long_chain_takes_one_entry_through_a_table)
     tear_down();
 }
 
-TEST(a_short_chain_on_an_empty_ring_goes_without_a_table)
-{
+TEST(a_short_chain_on_an_empty_ring_goes_without_a_table) {
     set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
     struct segment segments[] = {segment(0, 16), segment(16, 100), segment(116, 1)};
     assert_int_equal(virtqueue_add(queue, segments, 1, 2, &tokens[0]), 0);
@@ -403,8 +388,7 @@ TEST(a_short_chain_on_an_empty_ring_goes_without_a_table)
     tear_down();
 }
 
-TEST(tables_are_not_used_unless_negotiated_and_run_out)
-{
+TEST(tables_are_not_used_unless_negotiated_and_run_out) {
     struct segment segments[TABLE_SIZE + 1];
     for (unsigned i = 0; i <= TABLE_SIZE; i++) {
         segments[i] = segment(i, 1);
@@ -422,8 +406,7 @@ TEST(tables_are_not_used_unless_negotiated_and_run_out)
     tear_down();
 }
 
-TEST(tables_come_back_with_their_chains)
-{
+TEST(tables_come_back_with_their_chains) {
     uint32_t length = 0;
     struct segment segments[12];
     for (unsigned i = 0; i < 12; i++) {
@@ -445,11 +428,9 @@ TEST(tables_come_back_with_their_chains)
     tear_down();
 }
 
-/* --- Notifications -----------------------------------------------------------------------------
- */
+/* --- Notifications --- */
 
-TEST(a_batch_is_notified_once)
-{
+TEST(a_batch_is_notified_once) {
     set_up(SIZE, 0);
     for (int i = 0; i < 5; i++) {
         assert_int_equal(add_one(&tokens[i]), 0);
@@ -462,8 +443,7 @@ TEST(a_batch_is_notified_once)
     tear_down();
 }
 
-TEST(a_device_that_says_no_notify_gets_none)
-{
+TEST(a_device_that_says_no_notify_gets_none) {
     set_up(SIZE, 0);
     store16(device.used, 1);
     assert_int_equal(add_one(&tokens[0]), 0);
@@ -478,8 +458,7 @@ TEST(a_device_that_says_no_notify_gets_none)
 }
 
 /* The device asks to be told when the index passes `event`; also across the wrap. */
-TEST(with_event_indices_a_notify_comes_when_the_index_passes_the_event)
-{
+TEST(with_event_indices_a_notify_comes_when_the_index_passes_the_event) {
     static const uint16_t starts[] = {0, 5, 65530, 65533};
     for (size_t s = 0; s < ARRAY_COUNT(starts); s++) {
         for (unsigned distance = 0; distance < 6; distance++) {
@@ -509,8 +488,7 @@ static bool device_would_interrupt(uint16_t old_index, uint16_t new_index) {
     return (uint16_t)(new_index - event - 1) < (uint16_t)(new_index - old_index);
 }
 
-TEST(with_event_indices_interrupts_come_only_while_armed)
-{
+TEST(with_event_indices_interrupts_come_only_while_armed) {
     uint32_t length = 0;
     set_up(SIZE, VIRTIO_F_EVENT_IDX);
     for (unsigned i = 0; i < 70000; i += 5) {
@@ -533,8 +511,7 @@ TEST(with_event_indices_interrupts_come_only_while_armed)
     tear_down();
 }
 
-TEST(without_event_indices_a_flag_says_whether_to_interrupt)
-{
+TEST(without_event_indices_a_flag_says_whether_to_interrupt) {
     set_up(SIZE, 0);
     assert_int_equal(load16(device.available), 1);
     virtqueue_arm(queue);
@@ -544,8 +521,7 @@ TEST(without_event_indices_a_flag_says_whether_to_interrupt)
     tear_down();
 }
 
-/* --- A hostile device --------------------------------------------------------------------------
- */
+/* --- A hostile device --- */
 
 static void expect_broken(const char *why) {
     uint32_t length = 0;
@@ -558,8 +534,7 @@ static void expect_broken(const char *why) {
     assert_logged("taken out of service");
 }
 
-TEST(an_identifier_out_of_range_breaks_the_queue)
-{
+TEST(an_identifier_out_of_range_breaks_the_queue) {
     static const uint32_t ids[] = {SIZE, 0x10000, UINT32_MAX};
     for (size_t i = 0; i < ARRAY_COUNT(ids); i++) {
         set_up(SIZE, 0);
@@ -571,8 +546,7 @@ TEST(an_identifier_out_of_range_breaks_the_queue)
     }
 }
 
-TEST(an_identifier_not_in_flight_breaks_the_queue)
-{
+TEST(an_identifier_not_in_flight_breaks_the_queue) {
     set_up(SIZE, 0);
     assert_int_equal(add_one(&tokens[0]), 0);
     virtqueue_kick(queue);
@@ -581,8 +555,7 @@ TEST(an_identifier_not_in_flight_breaks_the_queue)
     tear_down();
 }
 
-TEST(the_middle_of_a_chain_is_no_identifier)
-{
+TEST(the_middle_of_a_chain_is_no_identifier) {
     set_up(SIZE, 0);
     struct segment segments[] = {segment(0, 16), segment(16, 100), segment(116, 1)};
     assert_int_equal(virtqueue_add(queue, segments, 1, 2, &tokens[0]), 0);
@@ -592,8 +565,7 @@ TEST(the_middle_of_a_chain_is_no_identifier)
     tear_down();
 }
 
-TEST(a_chain_completed_twice_breaks_the_queue)
-{
+TEST(a_chain_completed_twice_breaks_the_queue) {
     uint32_t length = 0;
     set_up(SIZE, 0);
     assert_int_equal(add_one(&tokens[0]), 0);
@@ -607,8 +579,7 @@ TEST(a_chain_completed_twice_breaks_the_queue)
     tear_down();
 }
 
-TEST(a_length_above_what_was_offered_breaks_the_queue)
-{
+TEST(a_length_above_what_was_offered_breaks_the_queue) {
     uint32_t length = 0;
     set_up(SIZE, 0);
     struct segment segments[] = {segment(0, 50), segment(50, 100)};
@@ -622,8 +593,7 @@ TEST(a_length_above_what_was_offered_breaks_the_queue)
     tear_down();
 }
 
-TEST(a_used_index_that_jumps_ahead_breaks_the_queue)
-{
+TEST(a_used_index_that_jumps_ahead_breaks_the_queue) {
     static const uint16_t jumps[] = {2, SIZE, SIZE + 1, 0x8000, UINT16_MAX};
     for (size_t i = 0; i < ARRAY_COUNT(jumps); i++) {
         set_up(SIZE, 0);
@@ -635,8 +605,7 @@ TEST(a_used_index_that_jumps_ahead_breaks_the_queue)
     }
 }
 
-TEST(a_completion_with_nothing_in_flight_breaks_the_queue)
-{
+TEST(a_completion_with_nothing_in_flight_breaks_the_queue) {
     set_up(SIZE, 0);
     device_complete(0, 0);
     expect_broken("more completions than requests");
@@ -644,8 +613,7 @@ TEST(a_completion_with_nothing_in_flight_breaks_the_queue)
 }
 
 /* What the device scribbles over our part of the ring is never read back. */
-TEST(descriptors_overwritten_by_the_device_change_nothing)
-{
+TEST(descriptors_overwritten_by_the_device_change_nothing) {
     uint32_t length = 0;
     set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
     for (int round = 0; round < 100; round++) {
@@ -666,8 +634,7 @@ TEST(descriptors_overwritten_by_the_device_change_nothing)
 }
 
 /* Whatever the device writes, wherever: each token comes back at most once, or the queue breaks. */
-TEST(random_nonsense_never_gets_past_the_checks)
-{
+TEST(random_nonsense_never_gets_past_the_checks) {
     for (int round = 0; round < 2000; round++) {
         bool in_flight[SIZE] = {false};
         uint32_t length = 0;
@@ -696,8 +663,7 @@ TEST(random_nonsense_never_gets_past_the_checks)
     }
 }
 
-TEST(after_a_reset_every_token_is_given_up_once)
-{
+TEST(after_a_reset_every_token_is_given_up_once) {
     set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
     struct segment segments[] = {segment(0, 16), segment(16, 100), segment(116, 1)};
     assert_int_equal(virtqueue_add(queue, segments, 1, 2, &tokens[0]), 0);
@@ -714,8 +680,7 @@ TEST(after_a_reset_every_token_is_given_up_once)
     tear_down();
 }
 
-TEST(a_dump_tells_the_state_of_the_queue)
-{
+TEST(a_dump_tells_the_state_of_the_queue) {
     set_up(SIZE, 0);
     assert_int_equal(add_one(&tokens[0]), 0);
     virtqueue_dump(queue);
@@ -724,8 +689,7 @@ TEST(a_dump_tells_the_state_of_the_queue)
     tear_down();
 }
 
-TEST(a_request_without_a_token_or_a_segment_panics)
-{
+TEST(a_request_without_a_token_or_a_segment_panics) {
     set_up(SIZE, 0);
     struct segment one = segment(0, 1);
     assert_panics("token != NULL", (void)virtqueue_add(queue, &one, 0, 1, NULL));

@@ -5,8 +5,7 @@
 
 #include "tests/unit/unit.h"
 
-TEST(numbers_are_big_endian_at_any_address)
-{
+TEST(numbers_are_big_endian_at_any_address) {
     uint8_t bytes[16] = {0};
     nbd_put16(bytes + 1, 0x0102);
     nbd_put32(bytes + 3, 0x03040506);
@@ -19,8 +18,7 @@ TEST(numbers_are_big_endian_at_any_address)
     assert_int_equal(nbd_get64(bytes + 7), UINT64_C(0x0708090a0b0c0d0e));
 }
 
-TEST(the_largest_numbers_survive)
-{
+TEST(the_largest_numbers_survive) {
     uint8_t bytes[8];
     nbd_put64(bytes, UINT64_MAX);
     assert_int_equal(nbd_get64(bytes), UINT64_MAX);
@@ -28,8 +26,7 @@ TEST(the_largest_numbers_survive)
     assert_int_equal(nbd_get16(bytes), UINT16_MAX);
 }
 
-TEST(a_request_is_decoded_field_by_field)
-{
+TEST(a_request_is_decoded_field_by_field) {
     static const uint8_t bytes[NBD_REQUEST_BYTES] = {
         0x25, 0x60, 0x95, 0x13,                         /* magic */
         0x00, 0x01,                                     /* flags: FUA */
@@ -48,8 +45,7 @@ TEST(a_request_is_decoded_field_by_field)
     assert_int_equal(header.length, UINT32_C(0x80001000));
 }
 
-TEST(a_simple_reply_is_encoded_field_by_field)
-{
+TEST(a_simple_reply_is_encoded_field_by_field) {
     static const uint8_t expected[NBD_SIMPLE_REPLY_BYTES] = {0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28,
                                                              0xde, 0xad, 0xbe, 0xef, 1, 2, 3, 4};
     uint8_t bytes[NBD_SIMPLE_REPLY_BYTES];
@@ -57,8 +53,7 @@ TEST(a_simple_reply_is_encoded_field_by_field)
     assert_memory_equal(bytes, expected, sizeof bytes);
 }
 
-TEST(the_magics_spell_their_words)
-{
+TEST(the_magics_spell_their_words) {
     uint8_t bytes[8];
     nbd_put64(bytes, NBD_MAGIC);
     assert_memory_equal(bytes, "NBDMAGIC", 8);
@@ -66,8 +61,7 @@ TEST(the_magics_spell_their_words)
     assert_memory_equal(bytes, "IHAVEOPT", 8);
 }
 
-TEST(every_error_has_the_protocol_s_number)
-{
+TEST(every_error_has_the_protocol_s_number) {
     static const struct {
         int error;
         uint32_t number;
@@ -81,8 +75,7 @@ TEST(every_error_has_the_protocol_s_number)
 }
 
 /* NBD protocol: ENOSPC for writes past the end, EINVAL for other requests. */
-TEST(past_the_end_means_no_space_to_what_writes)
-{
+TEST(past_the_end_means_no_space_to_what_writes) {
     assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_WRITE), NBD_ENOSPC);
     assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_WRITE_ZEROES), NBD_ENOSPC);
     assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_READ), NBD_EINVAL);
@@ -90,8 +83,7 @@ TEST(past_the_end_means_no_space_to_what_writes)
     assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_CACHE), NBD_EINVAL);
 }
 
-TEST(only_a_write_brings_data)
-{
+TEST(only_a_write_brings_data) {
     for (uint16_t command = 0; command < 20; command++) {
         assert_int_equal(nbd_command_has_payload(command), command == NBD_CMD_WRITE);
     }

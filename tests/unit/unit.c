@@ -110,8 +110,7 @@ uint64_t unit_random_below(uint64_t limit) {
     return unit_random() % limit;
 }
 
-/* --- Deaths ------------------------------------------------------------------------------------
- */
+/* --- Deaths --- */
 
 /* Of the coverage run-time, when there is one. */
 void __llvm_profile_set_filename(const char *name) __attribute__((weak));
@@ -184,8 +183,7 @@ const char *unit_child_report(void) {
     return report;
 }
 
-/* --- Allocations, through the linker's --wrap --------------------------------------------------
- */
+/* --- Allocations, through the linker's --wrap --- */
 
 void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
@@ -221,8 +219,7 @@ void *__wrap_aligned_alloc(size_t align, size_t bytes) {
     return allocation_succeeds() ? __real_aligned_alloc(align, bytes) : NULL;
 }
 
-/* --- Tasks -------------------------------------------------------------------------------------
- */
+/* --- Tasks --- */
 
 struct body {
     void (*run)(void *arg);
