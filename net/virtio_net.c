@@ -145,8 +145,10 @@ struct virtio_net {
     struct virtqueue *send;
     struct packet *packets;
     unsigned packet_count;
+    uint8_t *buffers;
+    unsigned fresh; /* packets never used so far: memory is touched when it is needed */
     struct packet *free_packets;
-    unsigned free_count;
+    unsigned free_count; /* fresh ones included */
     size_t buffer_bytes;
     struct poll_source receive_source;
     struct poll_source send_source;
@@ -226,21 +228,38 @@ static void break_device(struct virtio_net *net) {
     virtio_fail(net->transport);
 }
 
+static struct packet *take_free_packet(struct virtio_net *net) {
+    struct packet *packet = net->free_packets;
+    if (packet != NULL) {
+        net->free_packets = packet->next_free;
+    } else if (net->fresh < net->packet_count) {
+        packet = &net->packets[net->fresh];
+        packet->net = net;
+        packet->buffer = net->buffers + net->fresh * net->buffer_bytes;
+        net->fresh++;
+    } else {
+        return NULL;
+    }
+    net->free_count--;
+    return packet;
+}
+
 /* Gives free buffers to the device, in batches unless it has nearly none. */
 static void refill(struct virtio_net *net) {
     unsigned in_ring = virtqueue_in_flight(net->receive);
     if (net->is_broken || (net->free_count < REFILL_BATCH && in_ring >= REFILL_BATCH)) {
         return;
     }
-    while (net->free_packets != NULL) {
-        struct packet *packet = net->free_packets;
+    unsigned room = virtqueue_room(net->receive, 1);
+    struct packet *packet;
+    while (room > 0 && (packet = take_free_packet(net)) != NULL) {
         struct segment segment = {packet->buffer + BUFFER_PAD,
                                   (uint32_t)(net->buffer_bytes - BUFFER_PAD)};
         if (virtqueue_add(net->receive, &segment, 0, 1, packet) != 0) {
-            break; /* the ring is full of buffers: that is what we want */
+            packet_free(&packet->custom.pbuf); /* the ring broke */
+            break;
         }
-        net->free_packets = packet->next_free;
-        net->free_count--;
+        room--;
     }
     virtqueue_kick(net->receive);
 }
@@ -270,11 +289,6 @@ static struct pbuf *packet_pbuf(struct packet *packet, size_t offset, size_t byt
     packet->custom.custom_free_function = packet_free;
     return pbuf_alloced_custom(PBUF_RAW, (u16_t)bytes, PBUF_REF, &packet->custom,
                                packet->buffer + offset, (u16_t)bytes);
-}
-
-static void drop_packet(struct packet *packet) {
-    packet_free(&packet->custom.pbuf);
-    net_counters.receive_dropped++;
 }
 
 /* Takes the buffers behind the first one of a frame and chains them. NULL when the device's count
@@ -307,35 +321,48 @@ static struct pbuf *take_rest(struct virtio_net *net, struct pbuf *head, unsigne
     return head;
 }
 
-struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
+/* One frame from the ring; NULL when there is none or the device's word makes no sense. */
+static struct pbuf *take_frame(struct virtio_net *net, uint8_t *flags) {
     uint32_t written = 0;
-    struct packet *packet;
-    while (!net->is_broken && (packet = virtqueue_take(net->receive, &written)) != NULL) {
-        const struct net_header *header = (const void *)(packet->buffer + BUFFER_PAD);
-        unsigned count =
-            virtio_has(net->transport, VIRTIO_NET_F_MRG_RXBUF) ? header->buffer_count : 1;
-        uint8_t flags = header->flags;
-        if (written < sizeof *header + ETHERNET_BYTES || count < 1 || count > FRAME_BUFFERS_MAX) {
-            drop_packet(packet);
-            continue;
-        }
-        struct pbuf *frame = packet_pbuf(packet, header_room(), written - sizeof *header);
-        if (count > 1) {
-            frame = take_rest(net, frame, count);
-        }
-        if (frame == NULL) {
-            net_counters.receive_dropped++;
-            continue;
-        }
-        *checksum_ok = (flags & (HEADER_NEEDS_CHECKSUM | HEADER_DATA_VALID)) != 0 &&
-                       virtio_has(net->transport, VIRTIO_NET_F_GUEST_CSUM);
-        net_counters.frames_received++;
-        return frame;
+    struct packet *packet = virtqueue_take(net->receive, &written);
+    if (packet == NULL) {
+        return NULL;
     }
-    if (virtqueue_is_broken(net->receive) && !net->is_broken) {
+    const struct net_header *header = (const void *)(packet->buffer + BUFFER_PAD);
+    unsigned count = virtio_has(net->transport, VIRTIO_NET_F_MRG_RXBUF) ? header->buffer_count : 1;
+    *flags = header->flags;
+    if (written < sizeof *header + ETHERNET_BYTES || count < 1 || count > FRAME_BUFFERS_MAX) {
+        (void)log_error(-EPROTO, "%s: a frame of %u bytes in %u buffers makes no sense",
+                        net->transport->node->name, (unsigned)written, count); /* is_broken tells */
+        packet_free(&packet->custom.pbuf);
+        break_device(net);
+        return NULL;
+    }
+    struct pbuf *frame = packet_pbuf(packet, header_room(), written - sizeof *header);
+    if (count > 1) {
+        frame = take_rest(net, frame, count);
+    }
+    if (frame == NULL) {
+        (void)log_error(-EPROTO, "%s: %u buffers of a frame do not come together",
+                        net->transport->node->name, count); /* is_broken tells */
         break_device(net);
     }
-    return NULL;
+    return frame;
+}
+
+struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
+    uint8_t flags = 0;
+    struct pbuf *frame = net->is_broken ? NULL : take_frame(net, &flags);
+    if (frame == NULL) {
+        if (virtqueue_is_broken(net->receive) && !net->is_broken) {
+            break_device(net);
+        }
+        return NULL;
+    }
+    *checksum_ok = (flags & (HEADER_NEEDS_CHECKSUM | HEADER_DATA_VALID)) != 0 &&
+                   virtio_has(net->transport, VIRTIO_NET_F_GUEST_CSUM);
+    net_counters.frames_received++;
+    return frame;
 }
 
 /* Header bytes of an outgoing frame lie in its first buffer, as lwIP builds them. */
@@ -446,9 +473,16 @@ uint64_t virtio_net_reclaimed(const struct virtio_net *net) {
     return net->reclaimed;
 }
 
+static bool has_less_than(const struct virtio_net *net, unsigned eighths) {
+    return (virtqueue_in_flight(net->receive) + net->free_count) * 8 < net->packet_count * eighths;
+}
+
 bool virtio_net_is_short_of_buffers(const struct virtio_net *net) {
-    return (virtqueue_in_flight(net->receive) + net->free_count) * 8 <
-           net->packet_count * NET_RX_PRESSURE_EIGHTHS;
+    return has_less_than(net, NET_RX_PRESSURE_EIGHTHS);
+}
+
+bool virtio_net_is_out_of_buffers(const struct virtio_net *net) {
+    return has_less_than(net, NET_RX_RESERVE_EIGHTHS);
 }
 
 bool virtio_net_is_broken(const struct virtio_net *net) {
@@ -473,7 +507,7 @@ void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *i
         .checks_checksums = virtio_has(transport, VIRTIO_NET_F_GUEST_CSUM),
         .sends_large = virtio_has(transport, VIRTIO_NET_F_HOST_TSO4),
         .receives_large = virtio_has(transport, VIRTIO_NET_F_GUEST_TSO4),
-        .receive_bytes = net->packet_count * (net->buffer_bytes - header_room()),
+        .receive_bytes = (size_t)net->packet_count * net->config.mtu,
     };
     memcpy(info->mac, net->config.mac, sizeof info->mac);
 }
@@ -567,15 +601,12 @@ static int create_packets(struct virtio_net *net) {
     void *buffers = NULL;
     int error =
         io_buffer_carve(memory, net->packet_count * net->buffer_bytes, net->buffer_bytes, &buffers);
-    net->packets = error ? NULL : calloc(net->packet_count, sizeof *net->packets);
+    net->packets = error ? NULL : malloc(net->packet_count * sizeof *net->packets);
     if (net->packets == NULL) {
         return -ENOMEM;
     }
-    for (unsigned i = 0; i < net->packet_count; i++) {
-        net->packets[i].net = net;
-        net->packets[i].buffer = (uint8_t *)buffers + i * net->buffer_bytes;
-        packet_free(&net->packets[i].custom.pbuf);
-    }
+    net->buffers = buffers;
+    net->free_count = net->packet_count;
     return 0;
 }
 
@@ -674,10 +705,12 @@ fail:
 void virtio_net_dump(const struct virtio_net *net) {
     const struct virtqueue_stats *receive = virtqueue_get_stats(net->receive);
     const struct virtqueue_stats *send = virtqueue_get_stats(net->send);
-    log_text("net: received %llu, dropped %llu, sent %llu, reclaimed %llu, send ring full %llu, "
+    log_text("net: received %llu, dropped %llu, shed %llu, sent %llu, reclaimed %llu, send ring "
+             "full %llu, "
              "buffers %u (free %u), notifies %llu/%llu, interrupts %llu%s",
              (unsigned long long)net_counters.frames_received,
-             (unsigned long long)net_counters.receive_dropped, (unsigned long long)net->sent,
+             (unsigned long long)net_counters.receive_dropped,
+             (unsigned long long)net_counters.receive_shed, (unsigned long long)net->sent,
              (unsigned long long)net->reclaimed, (unsigned long long)net_counters.send_ring_full,
              net->packet_count, net->free_count, (unsigned long long)receive->notifies,
              (unsigned long long)send->notifies, (unsigned long long)net->transport->interrupts,

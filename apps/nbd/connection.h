@@ -67,7 +67,7 @@ struct nbd_handshake {
     uint32_t option;
     uint32_t option_bytes; /* still to come when skipping */
     uint32_t skip_reply;   /* the error behind what is skipped */
-    struct timer deadline;
+    struct nbd_connection *connection;
     struct stream_mark mark;
     bool mark_is_placed;
     size_t out_used; /* replies not yet acknowledged */
@@ -83,8 +83,9 @@ struct nbd_connection {
     struct nbd_handshake *handshake;
     bool has_work; /* on the server's list of connections to run */
     struct nbd_connection *next_to_run;
-    bool wants_memory; /* waits for buffers */
-    bool is_aborted;
+    bool wants_memory;     /* waits for buffers */
+    struct timer deadline; /* of the handshake, or of draining */
+    bool is_late;
     /* Set from the disks' tasks: ios that came back, in order. */
     struct nbd_io *finished_first;
     struct nbd_io *finished_last;
@@ -111,6 +112,12 @@ struct nbd_connection {
 
 /* Runs the connection in this round or the next; from any task. */
 void nbd_schedule(struct nbd_connection *connection);
+
+/* Ends the connection if it is still in the state it is in now after `timeout_ms`. */
+void nbd_set_deadline(struct nbd_connection *connection, uint64_t timeout_ms);
+
+/* No more requests are taken; what is begun is finished and answered, by a deadline. */
+void nbd_begin_draining(struct nbd_connection *connection);
 
 /* Ends a connection at once, saying why in the log. */
 void nbd_abort(struct nbd_connection *connection, const char *format, ...)

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "apps/nbd/connection.h"
-#include "boot/arch.h"
 #include "core/log.h"
 #include "core/panic.h"
 
@@ -55,6 +54,7 @@ static void out_released(struct stream_mark *mark) {
         handshake->out_sent = 0;
         handshake->out_used = 0;
     }
+    nbd_schedule(handshake->connection);
 }
 
 static void out_send(struct nbd_connection *connection) {
@@ -102,7 +102,7 @@ static void put_text_info(struct nbd_handshake *handshake, uint16_t type, const 
 
 static void begin_transmission(struct nbd_connection *connection, const struct nbd_export *export) {
     connection->export = export;
-    timer_cancel(&connection->handshake->deadline);
+    timer_cancel(&connection->deadline);
     if (nbd_transmission_begin(connection) != 0) {
         nbd_abort(connection, "no memory for its requests");
         return;
@@ -198,7 +198,7 @@ static void answer_option(struct nbd_connection *connection, const uint8_t *data
         break;
     case NBD_OPT_ABORT:
         (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
-        connection->state = NBD_DRAINING;
+        nbd_begin_draining(connection);
         break;
     case NBD_OPT_LIST:
         answer_list(handshake, bytes);
@@ -337,32 +337,23 @@ bool nbd_handshake_flush(struct nbd_connection *connection) {
     return is_taken;
 }
 
-static void deadline_passed(void *arg) {
-    struct nbd_connection *connection = arg;
-    connection->is_aborted = true;
-    nbd_schedule(connection);
-}
-
 int nbd_handshake_begin(struct nbd_connection *connection) {
     struct nbd_handshake *handshake = calloc(1, sizeof *handshake);
     if (handshake == NULL) {
         return -ENOMEM;
     }
     connection->handshake = handshake;
+    handshake->connection = connection;
     uint8_t *greeting = out_reserve(handshake, NBD_GREETING_BYTES);
     nbd_put64(greeting, NBD_MAGIC);
     nbd_put64(greeting + 8, NBD_OPTION_MAGIC);
     nbd_put16(greeting + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    timer_set(&handshake->deadline, arch_clock_ns() + NBD_HANDSHAKE_TIMEOUT_MS * NS_PER_MS,
-              deadline_passed, connection);
+    nbd_set_deadline(connection, NBD_HANDSHAKE_TIMEOUT_MS);
     out_send(connection);
     return 0;
 }
 
 void nbd_handshake_end(struct nbd_connection *connection) {
-    if (connection->handshake != NULL) {
-        timer_cancel(&connection->handshake->deadline);
-        free(connection->handshake);
-        connection->handshake = NULL;
-    }
+    free(connection->handshake);
+    connection->handshake = NULL;
 }

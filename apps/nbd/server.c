@@ -36,6 +36,8 @@ static struct free_list payload;
 static struct nbd_io *ios;
 static unsigned io_count;
 static struct nbd_io *free_ios;
+static unsigned
+    fresh_ios; /* of the array, never used so far: memory is touched when it is needed */
 static unsigned free_io_count;
 static unsigned free_io_least;
 static struct nbd_connection *connections;
@@ -80,7 +82,7 @@ static void *buffer_take(size_t *bytes) {
 }
 
 struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
-    struct nbd_io *io = free_ios;
+    struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
     void *buffer = NULL;
     size_t bytes = buffer_bytes;
     bool is_within_quota =
@@ -94,11 +96,16 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
         waits++;
         return NULL;
     }
-    free_ios = io->next;
+    if (io == free_ios) {
+        free_ios = io->next;
+    } else {
+        fresh_ios++;
+    }
     free_io_count--;
     free_io_least = free_io_count < free_io_least ? free_io_count : free_io_least;
     connection->buffer_bytes += bytes;
     io->next = NULL;
+    io->request = NULL;
     io->buffer = buffer;
     io->buffer_bytes = bytes;
     io->state = IO_IDLE;
@@ -135,13 +142,9 @@ static int take_memory(void) {
     io_count = (unsigned)(wanted_ios > IOS_MAX   ? IOS_MAX
                           : wanted_ios < IOS_MIN ? IOS_MIN
                                                  : wanted_ios);
-    ios = calloc(io_count, sizeof *ios);
+    ios = malloc(io_count * sizeof *ios);
     if (ios == NULL) {
         return log_error(-ENOMEM, "nbd: no memory for %u requests", io_count);
-    }
-    for (unsigned i = 0; i < io_count; i++) {
-        ios[i].next = free_ios;
-        free_ios = &ios[i];
     }
     free_io_count = io_count;
     free_io_least = io_count;
@@ -163,7 +166,7 @@ static int take_memory(void) {
 /* --- Connections -------------------------------------------------------------------------------
  */
 
-void nbd_schedule(struct nbd_connection *connection) {
+static void enqueue(struct nbd_connection *connection) {
     if (connection->has_work) {
         return;
     }
@@ -175,6 +178,10 @@ void nbd_schedule(struct nbd_connection *connection) {
         run_first = connection;
     }
     run_last = connection;
+}
+
+void nbd_schedule(struct nbd_connection *connection) {
+    enqueue(connection);
     net_wake();
 }
 
@@ -182,9 +189,26 @@ static void stream_changed(void *arg) {
     nbd_schedule(arg);
 }
 
+static void deadline_passed(void *arg) {
+    struct nbd_connection *connection = arg;
+    connection->is_late = true;
+    nbd_schedule(connection);
+}
+
+void nbd_set_deadline(struct nbd_connection *connection, uint64_t timeout_ms) {
+    timer_set(&connection->deadline, arch_clock_ns() + timeout_ms * NS_PER_MS, deadline_passed,
+              connection);
+}
+
+void nbd_begin_draining(struct nbd_connection *connection) {
+    connection->state = NBD_DRAINING;
+    nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
+}
+
 static void let_go(struct nbd_connection *connection, bool abort) {
     struct stream *stream = connection->stream;
     connection->state = NBD_CLOSED;
+    timer_cancel(&connection->deadline);
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;
     stream->ops->close(stream, abort);
@@ -273,19 +297,19 @@ static void follow_stream(struct nbd_connection *connection) {
     }
     if (stream->state == STREAM_DEAD) {
         nbd_abort(connection, "lost");
-    } else if (connection->is_aborted) {
-        nbd_abort(connection, "does not finish its handshake");
+    } else if (connection->is_late) {
+        nbd_abort(connection, connection->state == NBD_HANDSHAKE
+                                  ? "does not finish its handshake in time"
+                                  : "does not take its last replies in time");
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_HANDSHAKE) {
         let_go(connection, false);
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
-               (connection->receiving != NULL ||
-                stream->ops->received(stream) < NBD_REQUEST_BYTES)) {
+               (connection->receiving != NULL || connection->skip_bytes > 0)) {
+        nbd_abort(connection, "closes in the middle of a write");
+    } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
+               stream->ops->received(stream) < NBD_REQUEST_BYTES) {
         log_info("nbd: %s closes without a disconnect", stream->peer);
-        if (connection->receiving != NULL) {
-            nbd_abort(connection, "closes in the middle of a write");
-        } else {
-            connection->state = NBD_DRAINING;
-        }
+        nbd_begin_draining(connection);
     }
 }
 
@@ -323,16 +347,14 @@ static void check_shutdown(void) {
     }
 }
 
-/* When receive buffers run short, everybody who gathers a write hands on what is there. */
+/* When receive buffers run short, everybody who gathers a write hands on what is there, in this
+ * round; whatever changes brings the next one. */
 static void relieve_pressure(void) {
-    struct nbd_connection *connection = connections;
-    if (connection == NULL || connection->state == NBD_CLOSED ||
-        !connection->stream->ops->is_under_pressure(connection->stream)) {
-        return;
-    }
-    for (; connection != NULL; connection = connection->next) {
-        if (connection->receiving != NULL) {
-            nbd_schedule(connection);
+    for (struct nbd_connection *connection = connections; connection != NULL;
+         connection = connection->next) {
+        if (connection->state == NBD_TRANSMISSION && connection->receiving != NULL &&
+            connection->stream->ops->is_under_pressure(connection->stream)) {
+            enqueue(connection);
         }
     }
 }
@@ -351,7 +373,7 @@ static bool work(void *unused) {
         struct nbd_connection *next = connection->next_to_run;
         connection->has_work = false;
         if (run(connection)) {
-            nbd_schedule(connection);
+            enqueue(connection);
             has_more = true;
         }
         if (is_unused(connection)) {

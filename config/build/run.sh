@@ -30,8 +30,10 @@ Builds what is out of date, then serves disks at nbd://localhost:10809 until Ctr
   --socket PATH        with socket: the Unix stream socket to connect to
   --ip ADDRESS/BITS    with tap, passt, socket: the guest's address (default: DHCP)
   --gw ADDRESS         with tap, passt, socket: the guest's gateway
+  --dhcp               with user: the guest asks QEMU for its address instead of being told
 
   --kernel FILE        another image than build/TARGET/platter.elf; nothing is built then
+  --qemu WORDS         more words for QEMU, split at blanks; may be repeated
   --console-in FILE    bytes read from this file or FIFO reach the guest's console
   --dry-run            print the QEMU command and leave
 
@@ -43,10 +45,11 @@ END
 
 run_parse() {
   local format=raw
+  local -a words
   while (($#)); do
     case $1 in
       --disk | --format | --port | --listen | --memory | --append | --bios | --accel | --aio | --cache | \
-        --net | --tap | --socket | --ip | --gw | --kernel | --console-in)
+        --net | --tap | --socket | --ip | --gw | --kernel | --qemu | --console-in)
         (($# > 1)) || die "run: $1 needs a value; see ./build.sh run --help"
         ;;&
       --disk) RUN_DISKS+=("$2") && RUN_FORMATS+=("$format") ;;
@@ -66,7 +69,12 @@ run_parse() {
       --ip) RUN_IP=$2 ;;
       --gw) RUN_GW=$2 ;;
       --kernel) RUN_KERNEL=$2 ;;
+      --qemu)
+        read -ra words <<<"$2"
+        RUN_QEMU_WORDS+=("${words[@]}")
+        ;;
       --console-in) RUN_CONSOLE_IN=$2 ;;
+      --dhcp) RUN_DHCP=yes && shift && continue ;;
       --dry-run) RUN_DRY=yes && shift && continue ;;
       -h | --help) run_usage && exit ;;
       *) die "run: unknown option $1; see ./build.sh run --help" ;;
@@ -127,13 +135,15 @@ run_build() {
 # Guest address words and the network device.
 run_network() {
   local address=
+  [[ -z $RUN_DHCP || $RUN_NET == user ]] || die "--dhcp: without --ip, --net $RUN_NET asks by DHCP anyway"
   [[ -z $RUN_IP ]] || address+=" ip=$RUN_IP"
   [[ -z $RUN_GW ]] || address+=" gw=$RUN_GW"
   case $RUN_NET in
     user)
       [[ -z $address ]] || die "--ip and --gw: the user network has its own addresses"
       # A fixed address saves the time that DHCP takes; it is the one that QEMU would give.
-      RUN_ADDRESS="ip=10.0.2.15/24 gw=10.0.2.2"
+      RUN_ADDRESS="segment=64240"
+      [[ -n $RUN_DHCP ]] || RUN_ADDRESS="ip=10.0.2.15/24 gw=10.0.2.2 $RUN_ADDRESS"
       RUN_NETDEV="user,hostfwd=tcp:$RUN_LISTEN:$RUN_PORT-10.0.2.15:10809"
       RUN_WHERE="nbd://localhost:$RUN_PORT"
       [[ $RUN_LISTEN == 127.0.0.1 ]] || RUN_WHERE="nbd://$RUN_LISTEN:$RUN_PORT"
@@ -141,7 +151,8 @@ run_network() {
     tap)
       [[ -n $RUN_TAP ]] || die "--net tap: name the device with --tap; make one with
   ip tuntap add tap0 mode tap vnet_hdr user \$USER; ip addr add 10.0.2.2/24 dev tap0; ip link set tap0 up"
-      [[ -e /sys/class/net/$RUN_TAP/tun_flags ]] || die "--tap $RUN_TAP: there is no such tap device"
+      # Of this network namespace, which /sys need not show.
+      [[ $(</proc/net/dev) =~ (^|[[:space:]])"$RUN_TAP": ]] || die "--tap $RUN_TAP: there is no such tap device"
       RUN_ADDRESS=${address# }
       RUN_NETDEV="tap,ifname=$RUN_TAP,script=no,downscript=no"
       ;;
@@ -251,9 +262,9 @@ run_qemu() {
 }
 
 run_main() {
-  RUN_DISKS=() RUN_FORMATS=() RUN_HELPERS=()
+  RUN_DISKS=() RUN_FORMATS=() RUN_HELPERS=() RUN_QEMU_WORDS=()
   RUN_DRIVE='' RUN_APPEND='' RUN_CACHE='' RUN_TAP='' RUN_SOCKET='' RUN_IP='' RUN_GW='' RUN_KERNEL=''
-  RUN_CONSOLE_IN='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
+  RUN_CONSOLE_IN='' RUN_DHCP='' RUN_ADDRESS='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
   RUN_PORT=10809 RUN_LISTEN=127.0.0.1 RUN_MEMORY=256 RUN_BIOS=start RUN_ACCEL=tcg RUN_AIO=threads RUN_NET=user
   RUN_STOPPING=0 RUN_INTERRUPTED=0
 
@@ -278,6 +289,7 @@ run_main() {
     qemu_disk "$index" "${RUN_DISKS[index]}" "${RUN_FORMATS[index]}" \
       "$RUN_DRIVE,aio=$RUN_AIO${RUN_CACHE:+,cache=$RUN_CACHE}"
   done
+  QEMU+=("${RUN_QEMU_WORDS[@]}")
   if [[ -n $RUN_DRY ]]; then
     printf '%s\n' "${QEMU[*]@Q}"
     return

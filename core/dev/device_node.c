@@ -20,7 +20,6 @@ struct bus_level {
     int address_cells;
     int size_cells;
     uint32_t irq_parent;
-    bool is_disabled; /* and with it all that lies below */
 };
 
 static struct device_node *nodes[DEVICE_NODES_MAX];
@@ -30,11 +29,14 @@ const struct device_node *device_node_at(unsigned index) {
     return index < node_count ? nodes[index] : NULL;
 }
 
+/* The node's compatible strings are looked up once: the lookup costs more than all comparisons. */
 static const struct driver *find_driver(const void *fdt, int node,
                                         const struct driver *const *drivers) {
-    for (; *drivers != NULL; drivers++) {
+    int length = 0;
+    const char *list = fdt_getprop(fdt, node, "compatible", &length);
+    for (; list != NULL && *drivers != NULL; drivers++) {
         for (const char *const *word = (*drivers)->compatible; *word != NULL; word++) {
-            if (fdt_node_check_compatible(fdt, node, *word) == 0) {
+            if (fdt_stringlist_contains(list, length, *word)) {
                 return *drivers;
             }
         }
@@ -103,14 +105,26 @@ static int read_regs(struct device_node *device, const struct bus_level *levels,
     return 0;
 }
 
+/* #interrupt-cells of a controller; 0 when there is none such. Nearly all nodes name the same one,
+ * and finding a phandle is a walk over the whole tree: the last answer is kept. */
+static uint32_t irq_cells_of(const void *fdt, uint32_t phandle) {
+    static uint32_t known_phandle;
+    static uint32_t known_cells;
+    if (phandle != 0 && phandle != known_phandle) {
+        int controller = fdt_node_offset_by_phandle(fdt, phandle);
+        known_phandle = phandle;
+        if (controller < 0 || !fdt_read_u32(fdt, controller, "#interrupt-cells", &known_cells)) {
+            known_cells = 0;
+        }
+    }
+    return phandle != 0 ? known_cells : 0;
+}
+
 static void read_interrupt(struct device_node *device, uint32_t irq_parent) {
     int length = 0;
     const char *cells = fdt_getprop(device->fdt, device->offset, "interrupts", &length);
-    int controller = irq_parent != 0 ? fdt_node_offset_by_phandle(device->fdt, irq_parent) : -1;
-    uint32_t count = 0;
-    if (cells == NULL || controller < 0 ||
-        !fdt_read_u32(device->fdt, controller, "#interrupt-cells", &count) || count == 0 ||
-        count > IRQ_CELLS_MAX || length < (int)(4 * count)) {
+    uint32_t count = irq_cells_of(device->fdt, irq_parent);
+    if (cells == NULL || count == 0 || count > IRQ_CELLS_MAX || length < (int)(4 * count)) {
         return; /* a device without an interrupt: its driver decides whether it can do without */
     }
     device->irq_parent = irq_parent;
@@ -124,6 +138,16 @@ static bool is_disabled(const void *fdt, int node) {
     int length = 0;
     const char *status = fdt_getprop(fdt, node, "status", &length);
     return status != NULL && length > 0 && strncmp(status, "ok", 2) != 0;
+}
+
+/* A disabled bus takes all that lies below it out of use. */
+static bool is_out_of_use(const void *fdt, const struct bus_level *levels, int depth) {
+    for (int level = 1; level <= depth; level++) {
+        if (is_disabled(fdt, levels[level].node)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static void add_node(const void *fdt, int offset, const struct driver *driver,
@@ -164,16 +188,11 @@ static void collect_nodes(const void *fdt, const struct driver *const *drivers) 
         *level = (struct bus_level){.node = offset,
                                     .address_cells = fdt_address_cells(fdt, offset),
                                     .size_cells = fdt_size_cells(fdt, offset),
-                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0,
-                                    .is_disabled = is_disabled(fdt, offset) ||
-                                                   (depth > 0 && levels[depth - 1].is_disabled)};
+                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0};
         (void)fdt_read_u32(fdt, offset, "interrupt-parent",
                            &level->irq_parent); /* else inherited */
-        if (depth == 0 || level->is_disabled) {
-            continue;
-        }
-        const struct driver *driver = find_driver(fdt, offset, drivers);
-        if (driver != NULL) {
+        const struct driver *driver = depth > 0 ? find_driver(fdt, offset, drivers) : NULL;
+        if (driver != NULL && !is_out_of_use(fdt, levels, depth)) {
             add_node(fdt, offset, driver, levels, depth);
         }
     }

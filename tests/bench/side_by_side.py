@@ -173,6 +173,13 @@ def _has_greeting(connection: socket.socket) -> bool:
     return len(greeting) == GREETING_BYTES
 
 
+def _reap_orphans() -> None:
+    """This is process 1 of its namespace: what its children leave behind is for it to bury."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0] != 0:
+            pass
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ends a contestant and whatever it has started, and waits until the tap is free again."""
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -181,6 +188,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S / 2
         while time.monotonic() < deadline:
             process.poll()
+            _reap_orphans()
             try:
                 os.killpg(process.pid, 0)
             except ProcessLookupError:

@@ -1,65 +1,159 @@
-"""The server that the end-to-end tests talk to.
+"""Fixtures of the end-to-end tests: appliances to talk to, and a deadline for each test."""
 
-For now a stand-in, qemu-nbd on a sparse file, so that the clients can be built before the appliance
-can serve. Everything about it is in this file; the tests know only what `Server` tells.
-"""
+from __future__ import annotations
 
-import contextlib
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
-DISK_BYTES = 256 * 1024 * 1024
-READY_TIMEOUT_S = 10
-START_ATTEMPTS = 5
-SHARED_CLIENTS_MAX = 16
+from appliance import KERNEL, Appliance, make_disk
+
+MIB = 1024 * 1024
+# Of a test, its fixtures included; a module's DEADLINE_S or the mark `deadline(seconds)` says more.
+DEADLINE_S = 30
 
 
-@dataclass(frozen=True)
-class Server:
-    """An NBD server on TCP; `export` '' is the default, `image` the raw file of `size` bytes."""
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "deadline(seconds): how long this test may take")
+    if not KERNEL.exists():
+        raise pytest.UsageError(f"{KERNEL} is missing: run ./build.sh build, or ./build.sh test")
+    # What `timeout` sends: fixtures still clean up.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
 
-    host: str
-    port: int
-    export: str
-    image: Path
-    size: int
+
+def pytest_unconfigure() -> None:
+    Appliance.kill_all()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Shows what the appliances said when a test fails."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed:
+        for appliance in Appliance.live:
+            report.sections.append(("appliance", appliance.logs()))
+
+
+@pytest.fixture(autouse=True)
+def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends a test that hangs. The alarm interrupts Python; a client library that waits in C goes on
+    waiting, until its server is gone."""
+    mark = request.node.get_closest_marker("deadline")
+    seconds = mark.args[0] if mark else getattr(request.module, "DEADLINE_S", DEADLINE_S)
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def fail(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail(f"not done after {seconds} s")
+
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        signal.pthread_kill(main, signal.SIGALRM)
+        Appliance.kill_all()
+
+    before = signal.signal(signal.SIGALRM, fail)
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+    timer.join()
+    signal.signal(signal.SIGALRM, before)
+    # Where the exception of an interrupted call was on its way, that of the alarm may have got lost.
+    assert not expired.is_set(), f"not done after {seconds} s"
+
+
+def _new_folder() -> Path:
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="platter-", dir=memory if memory.is_dir() else None))
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """A server with an empty disk of its own for each test."""
-    image = tmp_path / "disk.raw"
-    with image.open("wb") as disk:
-        disk.truncate(DISK_BYTES)
-    process, port = _start_qemu_nbd(image)
+def folder() -> Iterator[Path]:
+    """A folder in memory, for disks."""
+    path = _new_folder()
+    yield path
+    shutil.rmtree(path)
+
+
+Launch = Callable[..., Appliance]
+
+
+@pytest.fixture
+def launch(folder: Path) -> Iterator[Launch]:
+    """Starts appliances of the test's own: `launch(*disks, ready=True, …)`, options as Appliance has
+    them. A disk given as a number is a new one of so many bytes. Those that still run when the test
+    is over are powered off, and must end well."""
+    started: list[Appliance] = []
+
+    def launch_one(*disks: Path | int, ready: bool = True, **options: Any) -> Appliance:
+        place = folder / f"appliance{len(started)}"
+        place.mkdir()
+        images = [
+            make_disk(place / f"disk{index}.raw", disk) if isinstance(disk, int) else disk
+            for index, disk in enumerate(disks)
+        ]
+        started.append(Appliance(place, images, **options))
+        return started[-1].start(ready)
+
+    yield launch_one
     try:
-        yield Server("127.0.0.1", port, "", image, DISK_BYTES)
+        for appliance in started:
+            if not appliance.end_is_known:
+                appliance.stop()
     finally:
-        process.kill()
-        process.wait(10)
+        for appliance in started:
+            appliance.close()
 
 
-def _start_qemu_nbd(image: Path) -> tuple[subprocess.Popen[bytes], int]:
-    # Another process may take the port between our look and its use.
-    for _ in range(START_ATTEMPTS):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        command = ["setpriv", "--pdeathsig", "KILL", "qemu-nbd", "--format=raw", "--persistent"]
-        command += [f"--shared={SHARED_CLIENTS_MAX}", "--bind=127.0.0.1", f"--port={port}"]
-        process = subprocess.Popen([*command, str(image)])
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                with socket.create_connection(("127.0.0.1", port), 1) as connection:
-                    if connection.recv(8) == b"NBDMAGIC":
-                        return process, port
-            time.sleep(0.02)
-        process.kill()
-        process.wait(10)
-    raise RuntimeError("qemu-nbd does not answer")
+class Shared:
+    """An appliance for all tests of a session or module, started again when one has ended it."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self.folder = _new_folder()
+        self.disk = make_disk(self.folder / "disk.raw", size, content)
+        self.started: list[Appliance] = []
+
+    def get(self) -> Appliance:
+        if not self.started or not self.started[-1].is_alive():
+            place = self.folder / f"appliance{len(self.started)}"
+            self.started.append(Appliance(place, [self.disk]).start())
+        return self.started[-1]
+
+    def end(self) -> None:
+        try:
+            if self.started and not self.started[-1].end_is_known:
+                self.started[-1].stop()
+        finally:
+            for appliance in self.started:
+                appliance.close()
+            shutil.rmtree(self.folder)
+
+
+@pytest.fixture(scope="session")
+def _shared() -> Iterator[Shared]:
+    shared = Shared(b"", 64 * MIB)
+    yield shared
+    shared.end()
+
+
+@pytest.fixture
+def appliance(_shared: Shared) -> Appliance:
+    """One with a disk of 64 MiB, shared: each test writes what it reads, and leaves what it likes."""
+    return _shared.get()
+
+
+@pytest.fixture
+def server(launch: Launch) -> Appliance:
+    """One with an empty disk of its own for each test."""
+    return launch(256 * MIB, memory_mib=256)
