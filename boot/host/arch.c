@@ -222,6 +222,8 @@ void arch_context_init(struct arch_context *context, void *stack, size_t stack_b
 void arch_context_switch(struct arch_context *from, struct arch_context *to) {
     struct suspended self = {.fake_stack = NULL};
     struct suspended *target = to->stack_pointer;
+    /* It lives exactly as long as this suspended stack frame. */
+    // cppcheck-suppress autoVariables
     from->stack_pointer = &self;
     leave_for(&self, target);
     host_switch(&self.stack_pointer, target->stack_pointer);

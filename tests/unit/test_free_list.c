@@ -65,7 +65,7 @@ TEST(neighbours_join_in_whatever_order_they_come_back) {
         struct free_list list = new_list();
         void *runs[3];
         for (int i = 0; i < 3; i++) {
-            runs[i] = free_list_take(&list, (size_t)(i + 1), 1);
+            runs[i] = free_list_take(&list, (size_t)i + 1, 1);
         }
         void *fence = free_list_take(&list, 1, 1);
         for (int i = 0; i < 3; i++) {

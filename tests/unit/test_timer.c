@@ -72,7 +72,7 @@ TEST(a_cancelled_timer_stays_silent_wherever_it_stood) {
     for (int cancelled = 0; cancelled < 3; cancelled++) {
         struct timer timers[3] = {0};
         for (int i = 0; i < 3; i++) {
-            set(&timers[i], (uint64_t)(100 + i), i);
+            set(&timers[i], UINT64_C(100) + (uint64_t)i, i);
         }
         timer_cancel(&timers[cancelled]);
         assert_false(timers[cancelled].is_set);
