@@ -45,7 +45,7 @@ Platter serves virtio-blk disks over NBD from a unikernel. Commands:
   test     unit tests, the self-test image, end-to-end tests with real clients
   build    compile everything that `run` needs
   image    gather what is needed to run elsewhere
-  bench    measure (when config/build/bench.sh is there)
+  bench    measure beside a Linux guest that does the same job
   fmt      format our C files
   lint     formatting, shellcheck, clang-tidy, cppcheck, Python syntax
   clean    remove what was built

@@ -27,7 +27,7 @@ static inline uint64_t histogram_percentile(const struct histogram *histogram, u
     for (unsigned i = 0; i < HISTOGRAM_BUCKETS && total != 0; i++) {
         seen += histogram->buckets[i];
         if (seen >= wanted) {
-            return i == 0 ? 0 : (UINT64_C(1) << i) - 1;
+            return i == HISTOGRAM_BUCKETS - 1 ? UINT64_MAX : (UINT64_C(1) << i) - 1;
         }
     }
     return 0;

@@ -382,7 +382,7 @@ static void disk_task(void *arg) {
             look_at_config(disk);
         } else if (virtqueue_is_broken(disk->queue)) {
             take_out_of_service(disk, "the device broke its ring");
-        } else if (scheduler_now_ns() > next_deadline(disk)) {
+        } else if (scheduler_now_ns() >= next_deadline(disk)) {
             take_out_of_service(disk, "a request was not answered in time");
         } else if (worked) {
             task_yield();
@@ -406,6 +406,11 @@ static void disk_dump(const struct block_device *block) {
              (unsigned long long)stats->full, stats->in_flight_peak,
              (unsigned long long)disk->transport->interrupts);
     virtqueue_dump(disk->queue);
+}
+
+const struct virtqueue_stats *virtio_blk_ring_stats(const struct block_device *device) {
+    ASSERT(device->wake == disk_wake);
+    return virtqueue_get_stats(((const struct disk *)device)->queue);
 }
 
 static void config_changed(void *arg) {

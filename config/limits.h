@@ -56,6 +56,10 @@
 /* Received bytes that all connections together may hold is the receive pool; below this share of
  * free buffers (in 1/8) connections hand on what they have instead of gathering whole requests. */
 #define NET_RX_PRESSURE_EIGHTHS 2
+/* Below this share, frames with TCP payload are dropped as if the wire had lost them, and the peer
+ * sends them again: what is left is for acknowledgements, which free the memory that others wait
+ * for. */
+#define NET_RX_RESERVE_EIGHTHS 1
 
 /* Longest TCP segment handed to the device whole: a multiple of what the wire's segments carry, and
  * below 64 KiB with all headers. */

@@ -65,10 +65,11 @@
 #define LWIP_WND_SCALE 1
 /* Windows up to 4 MiB in steps of 64 bytes. */
 #define TCP_RCV_SCALE 6
-/* What a connection may have on its way to us: 64 KiB, and more when the receive pool is large
+/* What a connection may have on its way to us: 8 KiB, and more when the receive pool is large
  * enough to back it (net/stack.c). lwIP's own checks cannot see the variable. */
+#define NET_WINDOW_MIN_BYTES 8192
 extern uint32_t net_window_extra_bytes;
-#define TCP_WND                        (65536 + net_window_extra_bytes)
+#define TCP_WND                        (NET_WINDOW_MIN_BYTES + net_window_extra_bytes)
 #define LWIP_DISABLE_TCP_SANITY_CHECKS 1
 /* A quarter of the connection's window (64 KiB when the peer does not scale): lwIP's default sends
  * an update every four small segments, and with a share of the largest window a small one would

@@ -13,6 +13,8 @@ static char ring[LOG_RING_BYTES];
 static uint64_t ring_head; /* next byte written */
 static uint64_t ring_tail; /* next byte for the sink */
 static uint64_t dropped;
+static bool is_line_open; /* the sink has the beginning of a line */
+static bool is_line_torn; /* and the ring has lost the rest of it */
 static enum log_level level_max = LOG_INFO;
 static log_sink *sink_write;
 static void *sink_arg;
@@ -49,9 +51,10 @@ static void ring_put(const char *text, size_t length) {
         uint64_t need = ring_head + length - LOG_RING_BYTES;
         while (ring_tail < need ||
                (ring_tail < ring_head && ring[(ring_tail - 1) & (LOG_RING_BYTES - 1)] != '\n')) {
+            dropped += ring[ring_tail & (LOG_RING_BYTES - 1)] == '\n';
             ring_tail++;
         }
-        dropped++;
+        is_line_torn = is_line_open;
     }
     for (size_t i = 0; i < length; i++) {
         ring[ring_head++ & (LOG_RING_BYTES - 1)] = text[i];
@@ -127,6 +130,10 @@ bool log_is_waiting(void) {
 }
 
 bool log_drain(size_t budget) {
+    if (is_line_torn && sink_write != NULL) {
+        sink_write(sink_arg, "\n", 1);
+        is_line_torn = false;
+    }
     while (budget > 0 && log_is_waiting()) {
         size_t at = ring_tail & (LOG_RING_BYTES - 1);
         size_t run = LOG_RING_BYTES - at;
@@ -134,6 +141,7 @@ bool log_drain(size_t budget) {
         run = run < waiting ? run : waiting;
         run = run < budget ? run : budget;
         sink_write(sink_arg, &ring[at], run);
+        is_line_open = ring[at + run - 1] != '\n';
         ring_tail += run;
         budget -= run;
     }

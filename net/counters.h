@@ -8,6 +8,7 @@ struct net_counters {
     uint64_t frames_received;
     uint64_t frames_sent;
     uint64_t receive_dropped; /* frames that made no sense */
+    uint64_t receive_shed;    /* frames with payload dropped because buffers were nearly gone */
     uint64_t send_ring_full;  /* sends refused for lack of room, tried again later */
     uint64_t device_errors;
     /* Payload that the processor copied on its way between client and disk: 0 is the aim. Headers,

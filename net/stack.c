@@ -30,10 +30,10 @@
 enum {
     HEADERS_BYTES = 40, /* IPv4 and TCP without options */
     ETHERNET_BYTES = 14,
-    /* A connection's window is at most this share of all receive buffers, so that a few clients
-     * writing at full speed do not run them dry; pressure (limits.h) takes care of many. */
-    WINDOW_SHARE = 4,
-    WINDOW_MIN = 65536,
+    ACKNOWLEDGEMENT_BYTES_MAX = 14 + 20 + 60, /* with as many TCP options as there can be */
+    /* What a connection is promised at first, as a share of all receive buffers; what it gets later
+     * depends on how many there are (tcp_stream.c). */
+    WINDOW_SHARE = 16,
     WINDOW_MAX = 4 * 1024 * 1024 - 64, /* what the window scale can say */
 };
 
@@ -97,12 +97,22 @@ static void set_checksum_checks(bool wanted) {
     NETIF_SET_CHECKSUM_CTRL(&interface, wanted ? flags | checks : flags & (u16_t)~checks);
 }
 
+/* More than headers: an acknowledgement, a SYN or an ARP packet is shorter. */
+static bool carries_payload(const struct pbuf *frame) {
+    return frame->tot_len > ACKNOWLEDGEMENT_BYTES_MAX;
+}
+
 /* IPv4 for our address goes straight to IP; everything else (ARP, broadcast) through lwIP's
  * Ethernet layer. Besides saving a few instructions this takes the Ethernet header off before
  * anyone sums up a frame of 65535 + 14 bytes in 16 bits. */
 static void take_in(struct pbuf *frame, bool checksum_ok) {
     const uint8_t *bytes = frame->payload;
     set_checksum_checks(!checksum_ok);
+    if (virtio_net_is_out_of_buffers(device) && carries_payload(frame)) {
+        net_counters.receive_shed++;
+        pbuf_free(frame);
+        return;
+    }
     bool is_ours = frame->len > ETHERNET_BYTES && bytes[12] == 0x08 && bytes[13] == 0x00 &&
                    memcmp(bytes, interface.hwaddr, sizeof interface.hwaddr) == 0;
     if (!is_ours) {
@@ -229,15 +239,19 @@ static void size_connections(void) {
     virtio_net_get_info(device, &info);
     size_t window = info.receive_bytes / WINDOW_SHARE;
     window = window > WINDOW_MAX ? WINDOW_MAX : window;
-    net_window_extra_bytes = window > WINDOW_MIN ? (uint32_t)(window - WINDOW_MIN) : 0;
+    net_window_extra_bytes =
+        window > NET_WINDOW_MIN_BYTES ? (uint32_t)(window - NET_WINDOW_MIN_BYTES) : 0;
     wire_segment = (uint16_t)(info.mtu - HEADERS_BYTES);
     /* With segmentation offload the device cuts. Without, some networks (QEMU's user network) take
      * packets far above their MTU from us: only the user can know. */
     uint16_t fallback = info.sends_large ? NET_SEGMENT_BYTES_MAX : wire_segment;
     uint64_t segment = config_number("segment", 536, NET_SEGMENT_BYTES_MAX, fallback);
-    tcp_stream_set_segments(wire_segment, (uint16_t)segment);
-    log_debug("net: window %u, segments of %u on a wire of %u",
-              (unsigned)(65536 + net_window_extra_bytes), (unsigned)segment, wire_segment);
+    struct tcp_stream_sizes sizes = {.wire_segment_bytes = wire_segment,
+                                     .large_segment_bytes = (uint16_t)segment,
+                                     .receive_bytes = info.receive_bytes};
+    tcp_stream_set_sizes(&sizes);
+    log_debug("net: window %u, segments of %u on a wire of %u", (unsigned)TCP_WND,
+              (unsigned)segment, wire_segment);
 }
 
 int net_start(void) {

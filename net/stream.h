@@ -49,9 +49,11 @@ struct stream_ops {
      * number. -E2BIG when more than `segments_max` are needed; nothing is consumed then. */
     int (*take)(struct stream *stream, size_t bytes, struct segment *segments,
                 unsigned segments_max, struct stream_loan *loan);
-    /* The reader waits for `bytes` bytes to be there at once: lets the peer send on although what
-     * has come is not consumed, where its window would end before. */
+    /* The reader waits for `bytes` bytes, at most gather_max, to be there at once: lets the peer
+     * send on although what has come is not consumed, where its window would end before. */
     void (*gather)(struct stream *stream, size_t bytes);
+    /* This stream's share of the memory for receiving, which shrinks as streams become more. */
+    size_t (*gather_max)(const struct stream *stream);
     /* Sends by reference: returns how many bytes were accepted, 0 when there is no room now.
      * The memory must stay until a mark placed behind it is released. */
     size_t (*send)(struct stream *stream, const void *data, size_t bytes);

@@ -57,6 +57,7 @@ static tcp_stream_accept *accept_function;
 static void *accept_arg;
 static uint16_t wire_segment_bytes;
 static uint16_t large_segment_bytes;
+static size_t receive_bytes; /* payload that all receive buffers hold, at worst */
 
 static struct tcp_stream *of(struct stream *stream) {
     return (struct tcp_stream *)stream;
@@ -127,6 +128,16 @@ static size_t settle_credit(struct tcp_stream *tcp, size_t bytes) {
     size_t settled = tcp->credited < bytes ? tcp->credited : bytes;
     tcp->credited -= settled;
     return bytes - settled;
+}
+
+/* Window and gathering are each bounded by this, so together by three quarters of all buffers. */
+static size_t receive_share(void) {
+    return receive_bytes * 3 / 8 / (stream_count > 0 ? stream_count : 1);
+}
+
+static size_t stream_gather_max(const struct stream *stream) {
+    (void)stream; /* the buffers are everybody's */
+    return receive_share();
 }
 
 static void stream_gather(struct stream *stream, size_t bytes) {
@@ -226,9 +237,13 @@ void stream_return(struct stream_loan *loan) {
     *loan = (struct stream_loan){0};
 }
 
-/* Tells lwIP, which counts in 16 bits here, so that it opens the window. It opens it in steps of the
- * mss at least; with one of nearly the whole window, as sending likes it, a peer could be left before
- * a closed one until its persist timer fires. So for this it sees the wire's. */
+/* Tells lwIP, which counts in 16 bits here, so that it opens the window: up to this stream's share.
+ * What is above it is kept back; so windows shrink as streams become more, without ever taking back
+ * what was promised.
+ *
+ * lwIP opens a window in steps of the mss at least; with one of nearly the whole window, as sending
+ * likes it, a peer could be left before a closed one until its persist timer fires. So for this it
+ * sees the wire's. */
 static void tell_consumed(struct tcp_stream *tcp) {
     struct tcp_pcb *pcb = tcp->pcb;
     if (pcb == NULL) {
@@ -236,9 +251,13 @@ static void tell_consumed(struct tcp_stream *tcp) {
     }
     u16_t segment = pcb->mss;
     pcb->mss = segment > wire_segment_bytes ? wire_segment_bytes : segment;
-    while (tcp->consumed > 0) {
-        u16_t step = tcp->consumed > UINT16_MAX ? UINT16_MAX : (u16_t)tcp->consumed;
-        tcp->consumed -= step;
+    size_t share = receive_share();
+    size_t room = share > pcb->rcv_wnd ? share - pcb->rcv_wnd : 0;
+    size_t told = tcp->is_closing || tcp->consumed < room ? tcp->consumed : room;
+    tcp->consumed -= told;
+    while (told > 0) {
+        u16_t step = told > UINT16_MAX ? UINT16_MAX : (u16_t)told;
+        told -= step;
         tcp_recved(pcb, step);
     }
     pcb->mss = segment;
@@ -382,6 +401,7 @@ static const struct stream_ops tcp_stream_ops = {
     .drop = stream_drop,
     .take = stream_take,
     .gather = stream_gather,
+    .gather_max = stream_gather_max,
     .send = stream_send,
     .mark = stream_mark_place,
     .flush = stream_flush,
@@ -468,9 +488,10 @@ void tcp_stream_stop_listening(void) {
     }
 }
 
-void tcp_stream_set_segments(uint16_t wire_bytes, uint16_t bytes) {
-    wire_segment_bytes = wire_bytes;
-    large_segment_bytes = bytes;
+void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes) {
+    wire_segment_bytes = sizes->wire_segment_bytes;
+    large_segment_bytes = sizes->large_segment_bytes;
+    receive_bytes = sizes->receive_bytes;
 }
 
 /* A closed stream goes on until the peer has everything, or the deadline. */

@@ -13,9 +13,13 @@ int tcp_stream_listen(uint16_t port, tcp_stream_accept *accept, void *arg);
 /* Accepts no more. */
 void tcp_stream_stop_listening(void);
 
-/* Segments up to `bytes` may leave as one on connections whose peer takes `wire_bytes` (both 0:
- * never larger than the wire's). */
-void tcp_stream_set_segments(uint16_t wire_bytes, uint16_t bytes);
+struct tcp_stream_sizes {
+    uint16_t wire_segment_bytes;  /* what the wire's segments carry */
+    uint16_t large_segment_bytes; /* what may leave as one, to peers that take the wire's */
+    size_t receive_bytes;         /* payload that all receive buffers hold, at worst */
+};
+/* Before the first client. */
+void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
 
 /* After each round: tells peers of room, sends what was gathered, ends what is closed.
  * `retry_output`: the device has room again, so everybody tries. */

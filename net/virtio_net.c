@@ -473,9 +473,16 @@ uint64_t virtio_net_reclaimed(const struct virtio_net *net) {
     return net->reclaimed;
 }
 
+static bool has_less_than(const struct virtio_net *net, unsigned eighths) {
+    return (virtqueue_in_flight(net->receive) + net->free_count) * 8 < net->packet_count * eighths;
+}
+
 bool virtio_net_is_short_of_buffers(const struct virtio_net *net) {
-    return (virtqueue_in_flight(net->receive) + net->free_count) * 8 <
-           net->packet_count * NET_RX_PRESSURE_EIGHTHS;
+    return has_less_than(net, NET_RX_PRESSURE_EIGHTHS);
+}
+
+bool virtio_net_is_out_of_buffers(const struct virtio_net *net) {
+    return has_less_than(net, NET_RX_RESERVE_EIGHTHS);
 }
 
 bool virtio_net_is_broken(const struct virtio_net *net) {
@@ -500,7 +507,7 @@ void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *i
         .checks_checksums = virtio_has(transport, VIRTIO_NET_F_GUEST_CSUM),
         .sends_large = virtio_has(transport, VIRTIO_NET_F_HOST_TSO4),
         .receives_large = virtio_has(transport, VIRTIO_NET_F_GUEST_TSO4),
-        .receive_bytes = net->packet_count * (net->buffer_bytes - header_room()),
+        .receive_bytes = (size_t)net->packet_count * net->config.mtu,
     };
     memcpy(info->mac, net->config.mac, sizeof info->mac);
 }
@@ -698,10 +705,12 @@ fail:
 void virtio_net_dump(const struct virtio_net *net) {
     const struct virtqueue_stats *receive = virtqueue_get_stats(net->receive);
     const struct virtqueue_stats *send = virtqueue_get_stats(net->send);
-    log_text("net: received %llu, dropped %llu, sent %llu, reclaimed %llu, send ring full %llu, "
+    log_text("net: received %llu, dropped %llu, shed %llu, sent %llu, reclaimed %llu, send ring "
+             "full %llu, "
              "buffers %u (free %u), notifies %llu/%llu, interrupts %llu%s",
              (unsigned long long)net_counters.frames_received,
-             (unsigned long long)net_counters.receive_dropped, (unsigned long long)net->sent,
+             (unsigned long long)net_counters.receive_dropped,
+             (unsigned long long)net_counters.receive_shed, (unsigned long long)net->sent,
              (unsigned long long)net->reclaimed, (unsigned long long)net_counters.send_ring_full,
              net->packet_count, net->free_count, (unsigned long long)receive->notifies,
              (unsigned long long)send->notifies, (unsigned long long)net->transport->interrupts,

@@ -21,7 +21,8 @@ struct virtio_net_info {
     bool checks_checksums;
     bool sends_large; /* TCP segments up to 64 KiB, cut by the device */
     bool receives_large;
-    size_t receive_bytes; /* payload that all receive buffers hold together */
+    size_t
+        receive_bytes; /* payload that all receive buffers hold together, in frames of the wire */
 };
 void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *info);
 
@@ -58,6 +59,8 @@ uint64_t virtio_net_reclaimed(const struct virtio_net *net);
 
 /* True when fewer receive buffers are left than the limits ask for. */
 bool virtio_net_is_short_of_buffers(const struct virtio_net *net);
+/* True when only the reserve is left. */
+bool virtio_net_is_out_of_buffers(const struct virtio_net *net);
 
 /* The device broke its rings: it has been reset, nothing is sent or received any more. */
 bool virtio_net_is_broken(const struct virtio_net *net);

@@ -83,7 +83,7 @@ struct nbd_connection {
     struct nbd_handshake *handshake;
     bool has_work; /* on the server's list of connections to run */
     struct nbd_connection *next_to_run;
-    bool wants_memory; /* waits for buffers */
+    bool wants_memory;     /* waits for buffers */
     struct timer deadline; /* of the handshake, or of draining */
     bool is_late;
     /* Set from the disks' tasks: ios that came back, in order. */

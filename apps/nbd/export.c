@@ -102,3 +102,10 @@ struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *export) {
     return (struct nbd_block_sizes){
         .minimum = limits->block_bytes, .preferred = preferred, .maximum = NBD_REQUEST_BYTES_MAX};
 }
+
+#ifdef PLATTER_HOST
+void nbd_export_forget(void) {
+    export_count = 0;
+    default_index = 0;
+}
+#endif

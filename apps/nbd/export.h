@@ -40,4 +40,8 @@ struct nbd_block_sizes {
 };
 struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *export);
 
+#ifdef PLATTER_HOST
+void nbd_export_forget(void);
+#endif
+
 #endif

@@ -36,7 +36,8 @@ static struct free_list payload;
 static struct nbd_io *ios;
 static unsigned io_count;
 static struct nbd_io *free_ios;
-static unsigned fresh_ios; /* of the array, never used so far: memory is touched when it is needed */
+static unsigned
+    fresh_ios; /* of the array, never used so far: memory is touched when it is needed */
 static unsigned free_io_count;
 static unsigned free_io_least;
 static struct nbd_connection *connections;
@@ -165,7 +166,7 @@ static int take_memory(void) {
 /* --- Connections -------------------------------------------------------------------------------
  */
 
-void nbd_schedule(struct nbd_connection *connection) {
+static void enqueue(struct nbd_connection *connection) {
     if (connection->has_work) {
         return;
     }
@@ -177,6 +178,10 @@ void nbd_schedule(struct nbd_connection *connection) {
         run_first = connection;
     }
     run_last = connection;
+}
+
+void nbd_schedule(struct nbd_connection *connection) {
+    enqueue(connection);
     net_wake();
 }
 
@@ -342,13 +347,14 @@ static void check_shutdown(void) {
     }
 }
 
-/* When receive buffers run short, everybody who gathers a write hands on what is there. */
+/* When receive buffers run short, everybody who gathers a write hands on what is there, in this
+ * round; whatever changes brings the next one. */
 static void relieve_pressure(void) {
     for (struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {
         if (connection->state == NBD_TRANSMISSION && connection->receiving != NULL &&
             connection->stream->ops->is_under_pressure(connection->stream)) {
-            nbd_schedule(connection);
+            enqueue(connection);
         }
     }
 }
@@ -367,7 +373,7 @@ static bool work(void *unused) {
         struct nbd_connection *next = connection->next_to_run;
         connection->has_work = false;
         if (run(connection)) {
-            nbd_schedule(connection);
+            enqueue(connection);
             has_more = true;
         }
         if (is_unused(connection)) {

@@ -454,8 +454,10 @@ static uint32_t piece_bytes(struct nbd_connection *connection) {
     struct nbd_request *request = connection->receiving;
     size_t have = stream->ops->received(stream);
     uint32_t block = connection->export->device->limits.block_bytes;
-    uint32_t piece = request->payload_left < NBD_WRITE_WHOLE_BYTES ? request->payload_left
-                                                                   : NBD_WRITE_WHOLE_BYTES;
+    size_t share = align_down(stream->ops->gather_max(stream), block);
+    uint32_t most = share > NBD_WRITE_WHOLE_BYTES ? NBD_WRITE_WHOLE_BYTES : (uint32_t)share;
+    most = most > block ? most : block;
+    uint32_t piece = request->payload_left < most ? request->payload_left : most;
     if (have >= piece) {
         return piece;
     }

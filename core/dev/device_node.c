@@ -20,6 +20,7 @@ struct bus_level {
     int address_cells;
     int size_cells;
     uint32_t irq_parent;
+    bool is_disabled; /* and with it all that lies below */
 };
 
 static struct device_node *nodes[DEVICE_NODES_MAX];
@@ -105,8 +106,8 @@ static int read_regs(struct device_node *device, const struct bus_level *levels,
     return 0;
 }
 
-/* #interrupt-cells of a controller; 0 when there is none such. Nearly all nodes name the same one, and
- * finding a phandle is a walk over the whole tree: the last answer is kept. */
+/* #interrupt-cells of a controller; 0 when there is none such. Nearly all nodes name the same one,
+ * and finding a phandle is a walk over the whole tree: the last answer is kept. */
 static uint32_t irq_cells_of(const void *fdt, uint32_t phandle) {
     static uint32_t known_phandle;
     static uint32_t known_cells;
@@ -178,11 +179,16 @@ static void collect_nodes(const void *fdt, const struct driver *const *drivers) 
         *level = (struct bus_level){.node = offset,
                                     .address_cells = fdt_address_cells(fdt, offset),
                                     .size_cells = fdt_size_cells(fdt, offset),
-                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0};
+                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0,
+                                    .is_disabled = is_disabled(fdt, offset) ||
+                                                   (depth > 0 && levels[depth - 1].is_disabled)};
         (void)fdt_read_u32(fdt, offset, "interrupt-parent",
                            &level->irq_parent); /* else inherited */
-        const struct driver *driver = depth > 0 ? find_driver(fdt, offset, drivers) : NULL;
-        if (driver != NULL && !is_disabled(fdt, offset)) {
+        if (depth == 0 || level->is_disabled) {
+            continue;
+        }
+        const struct driver *driver = find_driver(fdt, offset, drivers);
+        if (driver != NULL) {
             add_node(fdt, offset, driver, levels, depth);
         }
     }
@@ -220,6 +226,14 @@ static int inject_dma(struct device_node *node) {
     return 0;
 }
 
+static void release_dma(struct device_node *node) {
+    if (node->dma_buffer != NULL) {
+        io_buffer_release(node->dma_buffer);
+        free(node->dma_buffer);
+        node->dma_buffer = NULL;
+    }
+}
+
 int device_bind(struct device_node *node) {
     (void)inject_dma(node); /* said in the log; a driver that cannot do without fails its probe */
     int error = node->driver->probe(node);
@@ -227,11 +241,7 @@ int device_bind(struct device_node *node) {
         node->state = DEVICE_BOUND;
         return 0;
     }
-    if (node->dma_buffer != NULL) {
-        io_buffer_release(node->dma_buffer);
-        free(node->dma_buffer);
-        node->dma_buffer = NULL;
-    }
+    release_dma(node);
     node->state = DEVICE_UNBOUND;
     if (error != -ENODEV) {
         log_warning("%s: not bound to %s, error %d", node->name, node->driver->name, error);
@@ -274,3 +284,13 @@ unsigned device_tree_probe(enum driver_stage first, enum driver_stage last) {
     }
     return bound;
 }
+
+#ifdef PLATTER_HOST
+void device_tree_forget(void) {
+    while (node_count > 0) {
+        struct device_node *node = nodes[--node_count];
+        release_dma(node);
+        free(node);
+    }
+}
+#endif

@@ -51,4 +51,9 @@ bool device_has_dma(const struct device_node *node, size_t bytes);
 /* Nodes that matched, in order of probing; NULL past the last. */
 const struct device_node *device_node_at(unsigned index);
 
+#ifdef PLATTER_HOST
+/* Unit tests and the simulator read another tree. Before the heap forgets. */
+void device_tree_forget(void);
+#endif
+
 #endif

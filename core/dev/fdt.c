@@ -15,6 +15,11 @@ int fdt_check(const void *blob) {
     if (error != 0) {
         return log_error(-EINVAL, "fdt: header refused: %s", fdt_strerror(error));
     }
+    /* Devicetree specification 0.4, 5.6; libfdt reads whole cells there without asking. */
+    if (fdt_off_dt_struct(blob) % 4 != 0 || fdt_off_mem_rsvmap(blob) % 8 != 0) {
+        return log_error(-EINVAL, "fdt: header refused: blocks at 0x%x and 0x%x are not aligned",
+                         (unsigned)fdt_off_dt_struct(blob), (unsigned)fdt_off_mem_rsvmap(blob));
+    }
     uint32_t bytes = fdt_totalsize(blob);
     if (bytes > FDT_BYTES_MAX) {
         return log_error(-EINVAL, "fdt: %u bytes refused, the limit is %u", (unsigned)bytes,

@@ -27,8 +27,9 @@
 #define IRQ_LOOK_NS NS_PER_MS
 
 /* Console bytes written between two looks at the rings: a byte costs as much as 150 instructions.
- */
+ * The log is written when nothing else is to do, and a little now and then when there always is. */
 enum { LOG_BYTES_PER_TURN = 32 };
+#define LOG_BUSY_NS (10 * NS_PER_MS)
 
 struct task {
     const char *name;
@@ -61,6 +62,7 @@ static void *sleep_barrier_arg;
 static unsigned (*irq_dispatch)(void);
 static uint64_t now_ns;
 static uint64_t irq_looked_ns;
+static uint64_t log_drained_ns;
 static bool is_running;
 static bool should_stop;
 static struct scheduler_stats stats;
@@ -291,9 +293,10 @@ static unsigned look_for_interrupts(void) {
     return irq_dispatch != NULL ? irq_dispatch() : 0;
 }
 
-/* After a sleep that no interrupt ended, and while interrupts are still asked for: has a device left
- * something without telling? The barrier waits until the emulator has finished what it was doing, so an interrupt on its way has come; if
- * there is still none, an event was lost and only the clock has saved us. Must stay at zero. */
+/* After a sleep that no interrupt ended, and while interrupts are still asked for: has a device
+ * left something without telling? The barrier waits until the emulator has finished what it was
+ * doing, so an interrupt on its way has come; if there is still none, an event was lost and only
+ * the clock has saved us. Must stay at zero. */
 static void count_rescue(void) {
     if (!poll_sources() || sleep_barrier == NULL) {
         return;
@@ -367,6 +370,10 @@ static void turn(void) {
     if (now_ns - irq_looked_ns > IRQ_LOOK_NS) {
         (void)look_for_interrupts(); /* handlers signal what there is to do */
     }
+    if (now_ns - log_drained_ns > LOG_BUSY_NS) {
+        log_drained_ns = now_ns;
+        (void)log_drain(LOG_BYTES_PER_TURN); /* the rest waits for the next time */
+    }
     if (ready_count == 0) {
         if (log_drain(LOG_BYTES_PER_TURN)) {
             now_ns = arch_clock_ns();
@@ -393,3 +400,22 @@ void scheduler_run(void) {
 void scheduler_stop(void) {
     should_stop = true;
 }
+
+#ifdef PLATTER_HOST
+void scheduler_forget(void) {
+    current = NULL; /* a failed test may have left in the middle of one */
+    is_running = false;
+    while (alive != NULL) {
+        timer_cancel(&alive->timer);
+        task_destroy(alive);
+    }
+    ready_first = NULL;
+    ready_last = NULL;
+    ready_count = 0;
+    source_count = 0;
+    sleep_barrier = NULL;
+    irq_dispatch = NULL;
+    irq_looked_ns = 0;
+    stats = (struct scheduler_stats){0};
+}
+#endif

@@ -54,4 +54,9 @@ struct scheduler_stats {
 };
 const struct scheduler_stats *scheduler_get_stats(void);
 
+#ifdef PLATTER_HOST
+/* Unit tests and the simulator start anew: no task, no source, no statistics. Not from a task. */
+void scheduler_forget(void);
+#endif
+
 #endif

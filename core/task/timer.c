@@ -48,8 +48,15 @@ void timer_set(struct timer *timer, uint64_t deadline_ns, void (*fire)(void *arg
     }
 }
 
+/* No more than are due at the beginning: one that its own function sets again for now is behind
+ * them, and must not keep the scheduler here. */
 void timers_fire(uint64_t now_ns) {
-    while (first != NULL && first->deadline_ns <= now_ns) {
+    unsigned due = 0;
+    for (const struct timer *timer = first; timer != NULL && timer->deadline_ns <= now_ns;
+         timer = timer->next) {
+        due++;
+    }
+    for (; due > 0 && first != NULL && first->deadline_ns <= now_ns; due--) {
         struct timer *timer = first;
         timer_cancel(timer);
         timer->fire(timer->arg);

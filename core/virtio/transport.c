@@ -86,6 +86,7 @@ int virtio_negotiate(struct virtio_transport *transport, uint64_t wanted,
                      const struct virtio_feature_name *names) {
     int error = virtio_reset(transport);
     if (error) {
+        virtio_fail(transport);
         return error;
     }
     add_status(transport, VIRTIO_STATUS_ACKNOWLEDGE);

@@ -1,0 +1,27 @@
+/* The host board's other side: what a test or a simulator decides about the machine that the
+ * portable code believes to run on. Time is virtual: it moves only when somebody here moves it, or
+ * when the code sleeps. */
+#ifndef BOOT_HOST_HOST_H
+#define BOOT_HOST_HOST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* The clock as it is now; going back is the caller's risk. */
+void host_clock_set(uint64_t now_ns);
+void host_clock_advance(uint64_t ns);
+
+/* Called in place of sleeping: what the world does meanwhile. It moves the clock itself, to
+ * `deadline_ns` or earlier. NULL: the clock jumps to the deadline. */
+typedef void host_idle(void *arg, uint64_t deadline_ns);
+void host_set_idle(host_idle *idle, void *arg);
+
+/* Called by arch_halt, in whatever context that happens; must not return. NULL: the process exits
+ * with `failed`. */
+typedef void host_halt(bool failed);
+void host_set_halt(host_halt *halt);
+
+/* Where the sequence of arch_entropy starts. */
+void host_set_entropy(uint64_t seed);
+
+#endif

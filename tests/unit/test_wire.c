@@ -1,0 +1,90 @@
+/* The NBD protocol's formats: apps/nbd/wire.c. */
+#include "apps/nbd/wire.h"
+
+#include <string.h>
+
+#include "tests/unit/unit.h"
+
+TEST(numbers_are_big_endian_at_any_address) {
+    uint8_t bytes[16] = {0};
+    nbd_put16(bytes + 1, 0x0102);
+    nbd_put32(bytes + 3, 0x03040506);
+    nbd_put64(bytes + 7, UINT64_C(0x0708090a0b0c0d0e));
+    for (unsigned i = 1; i < 15; i++) {
+        assert_int_equal(bytes[i], i);
+    }
+    assert_int_equal(nbd_get16(bytes + 1), 0x0102);
+    assert_int_equal(nbd_get32(bytes + 3), 0x03040506);
+    assert_int_equal(nbd_get64(bytes + 7), UINT64_C(0x0708090a0b0c0d0e));
+}
+
+TEST(the_largest_numbers_survive) {
+    uint8_t bytes[8];
+    nbd_put64(bytes, UINT64_MAX);
+    assert_int_equal(nbd_get64(bytes), UINT64_MAX);
+    assert_int_equal(nbd_get32(bytes), UINT32_MAX);
+    assert_int_equal(nbd_get16(bytes), UINT16_MAX);
+}
+
+TEST(a_request_is_decoded_field_by_field) {
+    static const uint8_t bytes[NBD_REQUEST_BYTES] = {
+        0x25, 0x60, 0x95, 0x13,                         /* magic */
+        0x00, 0x01,                                     /* flags: FUA */
+        0x00, 0x06,                                     /* write zeroes */
+        0xde, 0xad, 0xbe, 0xef, 0x01, 0x02, 0x03, 0x04, /* cookie */
+        0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x02, 0x00, /* offset */
+        0x80, 0x00, 0x10, 0x00,                         /* length */
+    };
+    struct nbd_request_header header;
+    nbd_decode_request(bytes, &header);
+    assert_int_equal(header.magic, NBD_REQUEST_MAGIC);
+    assert_int_equal(header.flags, NBD_CMD_FLAG_FUA);
+    assert_int_equal(header.command, NBD_CMD_WRITE_ZEROES);
+    assert_int_equal(header.cookie, UINT64_C(0xdeadbeef01020304));
+    assert_int_equal(header.offset, UINT64_C(0x100000200));
+    assert_int_equal(header.length, UINT32_C(0x80001000));
+}
+
+TEST(a_simple_reply_is_encoded_field_by_field) {
+    static const uint8_t expected[NBD_SIMPLE_REPLY_BYTES] = {0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28,
+                                                             0xde, 0xad, 0xbe, 0xef, 1, 2, 3, 4};
+    uint8_t bytes[NBD_SIMPLE_REPLY_BYTES];
+    nbd_encode_simple_reply(bytes, NBD_ENOSPC, UINT64_C(0xdeadbeef01020304));
+    assert_memory_equal(bytes, expected, sizeof bytes);
+}
+
+TEST(the_magics_spell_their_words) {
+    uint8_t bytes[8];
+    nbd_put64(bytes, NBD_MAGIC);
+    assert_memory_equal(bytes, "NBDMAGIC", 8);
+    nbd_put64(bytes, NBD_OPTION_MAGIC);
+    assert_memory_equal(bytes, "IHAVEOPT", 8);
+}
+
+TEST(every_error_has_the_protocol_s_number) {
+    static const struct {
+        int error;
+        uint32_t number;
+    } cases[] = {{0, 0},        {-EPERM, 1},   {-EROFS, 1},    {-EIO, 5},         {-ENOMEM, 12},
+                 {-EINVAL, 22}, {-ENOSPC, 28}, {-ENOTSUP, 95}, {-ESHUTDOWN, 108}, {-ETIMEDOUT, 5},
+                 {-EPROTO, 5},  {-9999, 5}};
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        assert_int_equal(nbd_error_of(cases[i].error, NBD_CMD_READ), cases[i].number);
+        assert_int_equal(nbd_error_of(cases[i].error, NBD_CMD_WRITE), cases[i].number);
+    }
+}
+
+/* NBD protocol: ENOSPC for writes past the end, EINVAL for other requests. */
+TEST(past_the_end_means_no_space_to_what_writes) {
+    assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_WRITE), NBD_ENOSPC);
+    assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_WRITE_ZEROES), NBD_ENOSPC);
+    assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_READ), NBD_EINVAL);
+    assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_TRIM), NBD_EINVAL);
+    assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_CACHE), NBD_EINVAL);
+}
+
+TEST(only_a_write_brings_data) {
+    for (uint16_t command = 0; command < 20; command++) {
+        assert_int_equal(nbd_command_has_payload(command), command == NBD_CMD_WRITE);
+    }
+}

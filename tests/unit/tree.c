@@ -1,0 +1,67 @@
+/* Device trees for tests. See tree.h. */
+#include "tests/unit/tree.h"
+
+#include <libfdt.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "tests/unit/unit.h"
+
+enum { CELLS_MAX = 512 };
+
+static uint8_t blob[256 * 1024] __attribute__((aligned(8)));
+
+void tree_begin_reserving(uint64_t start, uint64_t length) {
+    assert_int_equal(fdt_create(blob, sizeof blob), 0);
+    if (length != 0) {
+        assert_int_equal(fdt_add_reservemap_entry(blob, start, length), 0);
+    }
+    assert_int_equal(fdt_finish_reservemap(blob), 0);
+    assert_int_equal(fdt_begin_node(blob, ""), 0);
+}
+
+void tree_begin(void) {
+    tree_begin_reserving(0, 0);
+}
+
+void tree_node(const char *name) {
+    assert_int_equal(fdt_begin_node(blob, name), 0);
+}
+
+void tree_end(void) {
+    assert_int_equal(fdt_end_node(blob), 0);
+}
+
+void tree_bytes(const char *name, const void *bytes, size_t length) {
+    assert_int_equal(fdt_property(blob, name, bytes, (int)length), 0);
+}
+
+void tree_cells(const char *name, unsigned count, ...) {
+    fdt32_t cells[CELLS_MAX];
+    va_list arguments;
+    assert_true(count <= CELLS_MAX);
+    va_start(arguments, count);
+    for (unsigned i = 0; i < count; i++) {
+        cells[i] = cpu_to_fdt32(va_arg(arguments, uint32_t));
+    }
+    va_end(arguments);
+    tree_bytes(name, cells, count * sizeof cells[0]);
+}
+
+void tree_text(const char *name, const char *text) {
+    tree_bytes(name, text, strlen(text) + 1);
+}
+
+void tree_empty(const char *name) {
+    tree_bytes(name, "", 0);
+}
+
+const void *tree_finish(void) {
+    tree_end();
+    assert_int_equal(fdt_finish(blob), 0);
+    return blob;
+}
+
+size_t tree_size(void) {
+    return fdt_totalsize(blob);
+}
