@@ -263,3 +263,8 @@ def make_disk(path: Path, size: int, content: bytes = b"") -> Path:
         image.write(content)
         image.truncate(size)
     return path
+
+
+def part(data: bytes | bytearray, offset: int, count: int) -> bytes:
+    """`count` bytes at `offset`."""
+    return bytes(data[offset : offset + count])

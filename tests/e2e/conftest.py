@@ -16,8 +16,7 @@ import pytest
 from appliance import KERNEL, Appliance, make_disk
 
 MIB = 1024 * 1024
-# Of a test, its fixtures included; a module's DEADLINE_S or the mark `deadline(seconds)` says more.
-DEADLINE_S = 30
+DEADLINE_S = 120  # of a test with its fixtures, unless its mark `deadline(seconds)` says otherwise
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,7 +46,7 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends a test that hangs. The alarm interrupts Python; a client library that waits in C goes on
     waiting, until its server is gone."""
     mark = request.node.get_closest_marker("deadline")
-    seconds = mark.args[0] if mark else getattr(request.module, "DEADLINE_S", DEADLINE_S)
+    seconds = mark.args[0] if mark else DEADLINE_S
     main = threading.main_thread().ident
     assert main is not None
 

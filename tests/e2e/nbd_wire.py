@@ -185,10 +185,15 @@ class Wire:
     and the host asks again for a second one only after a second.
     """
 
-    def __init__(self, server: Address) -> None:
-        self.socket = socket.create_connection((server.host, server.port), TIMEOUT_S)
+    def __init__(self, server: Address, source_port: int = 0) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if source_port:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self.socket.bind(("", source_port))
+            self.socket.connect((server.host, server.port))
             password, magic, offered = struct.unpack(">8s8sH", self.receive(18))
         except Exception:
             self.close()
