@@ -98,7 +98,8 @@ struct nbd_connection {
     struct nbd_request *skip_request;
     struct nbd_request *reply_first;
     struct nbd_request *reply_last;
-    size_t buffer_bytes; /* of the payload pool, held by this connection */
+    size_t buffer_bytes; /* of the payload pool, held by this connection, in whole pages */
+    size_t ios_held;
     /* Reply headers lie side by side, so that neighbours leave as one piece. */
     uint8_t *reply_ring;
     unsigned reply_ring_next;
