@@ -16,7 +16,7 @@ import nbd  # type: ignore[import]
 import pytest
 
 from appliance import Appliance, make_disk, part
-from nbd_wire import Error, Wire
+from nbd_wire import Command, Error, TransmissionFlag, Wire
 
 pytestmark = pytest.mark.deadline(30)
 
@@ -430,6 +430,31 @@ def test_a_client_that_comes_back_from_the_same_port_is_served_at_once(
             wire.go()
             assert wire.read(0, 512).error == Error.NONE
             wire.disconnect()
+
+
+def test_what_the_disk_does_not_offer_is_neither_told_nor_done(launch: Launch) -> None:
+    device = "-global virtio-blk-device."
+    appliance = launch(MIB, qemu=f"{device}discard=off {device}write-zeroes=off")
+    with Wire(appliance) as wire:
+        told = wire.go().flags
+        assert not told & (TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES)
+        assert wire.request(Command.TRIM, 0, 4 * KIB) == Error.ENOTSUP
+        assert wire.request(Command.WRITE_ZEROES, 0, 4 * KIB) == Error.ENOTSUP
+        assert wire.write(0, b"w" * 4 * KIB) == Error.NONE
+
+
+def test_a_disk_of_4_kib_blocks_says_so_and_takes_nothing_smaller(launch: Launch) -> None:
+    device = "-global virtio-blk-device."
+    size = f"{device}logical_block_size=4096 {device}physical_block_size=4096"
+    appliance = launch(MIB, qemu=size)
+    with Wire(appliance) as wire:
+        assert wire.go().block_sizes == (4 * KIB, 4 * KIB, REQUEST_BYTES_MAX)
+        assert wire.write(4 * KIB, b"b" * 4 * KIB) == Error.NONE
+        assert wire.write(512, b"s" * 4 * KIB) == Error.EINVAL
+        assert wire.write(0, b"s" * 512) == Error.EINVAL
+        assert wire.read(512, 512).error == Error.EINVAL
+        assert wire.read(0, 8 * KIB).data == bytes(4 * KIB) + b"b" * 4 * KIB
+    qemu_io(appliance, "write -P 0x88 0 64k", "read -P 0x88 0 64k")
 
 
 # The appliance around them
