@@ -28,8 +28,6 @@
 #include "net/stack.h"
 #include "net/virtio_net.h"
 
-enum { SEND_STEP_SEGMENTS = 64 };
-
 struct tcp_stream {
     struct stream stream; /* first: the operations cast back */
     struct tcp_pcb *pcb;  /* NULL when the connection is gone */
@@ -45,7 +43,6 @@ struct tcp_stream {
     struct stream_mark *marks_last;
     unsigned loans;
     bool needs_output;
-    bool is_refused; /* lwIP had no memory for what was to be sent */
     bool expects_reply;
     bool is_closing; /* the owner has let go */
     uint64_t close_deadline_ns;
@@ -280,29 +277,16 @@ static void tell_consumed(struct tcp_stream *tcp) {
 /* --- Sending -----------------------------------------------------------------------------------
  */
 
-/* The most that is given to lwIP at once. It takes all or nothing; for a peer with tiny segments or
- * a tiny window, more than this could need more segments than a connection may ever have. */
-static size_t send_step(const struct tcp_pcb *pcb) {
-    size_t half_window = pcb->snd_wnd_max / 2;
-    size_t segment = half_window > 0 && half_window < pcb->mss ? half_window : pcb->mss;
-    size_t step = SEND_STEP_SEGMENTS * segment;
-    step = step < UINT16_MAX ? step : UINT16_MAX;
-    return step < tcp_sndbuf(pcb) ? step : tcp_sndbuf(pcb);
-}
-
 static size_t stream_send(struct stream *stream, const void *data, size_t bytes) {
     struct tcp_stream *tcp = of(stream);
     size_t accepted = 0;
     while (tcp->pcb != NULL && accepted < bytes) {
         size_t step = bytes - accepted;
-        size_t most = send_step(tcp->pcb);
-        step = step < most ? step : most;
-        if (step == 0) {
+        step = step < UINT16_MAX ? step : UINT16_MAX;
+        step = step < tcp_sndbuf(tcp->pcb) ? step : tcp_sndbuf(tcp->pcb);
+        if (step == 0 ||
+            tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
             break; /* acknowledgements make room; `changed` tells */
-        }
-        if (tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
-            tcp->is_refused = true; /* see look_again */
-            break;
         }
         accepted += step;
     }
@@ -359,7 +343,6 @@ static void detach(struct tcp_stream *tcp) {
     tcp_recv(tcp->pcb, NULL);
     tcp_sent(tcp->pcb, NULL);
     tcp_err(tcp->pcb, NULL);
-    tcp_poll(tcp->pcb, NULL, 0);
     tcp->pcb = NULL;
 }
 
@@ -409,19 +392,6 @@ static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
     ASSERT(tcp->acknowledged <= tcp->sent);
     release_marks(tcp, tcp->acknowledged);
     tell_owner(tcp);
-    return ERR_OK;
-}
-
-/* Every tick of lwIP's timer. Its memory is everybody's: a stream that got none may have nothing on
- * its way whose acknowledgement would run its owner again. */
-static err_t look_again(void *arg, struct tcp_pcb *pcb) {
-    struct tcp_stream *tcp = arg;
-    (void)pcb; /* the stream's */
-    if (tcp != NULL && tcp->is_refused) {
-        tcp->is_refused = false;
-        release_marks(tcp, tcp->acknowledged);
-        tell_owner(tcp);
-    }
     return ERR_OK;
 }
 
@@ -511,7 +481,6 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     tcp_recv(pcb, received);
     tcp_sent(pcb, sent);
     tcp_err(pcb, failed);
-    tcp_poll(pcb, look_again, 1);
     tcp_nagle_disable(pcb);
     ip_set_option(pcb, SOF_KEEPALIVE);
     /* Larger than the wire's: the device cuts them into pieces that the peer takes, so only for a
