@@ -58,8 +58,8 @@
 #define MEMP_NUM_TCP_SEG   2048
 #define MEMP_NUM_PBUF      4096
 #define MEMP_NUM_ARP_QUEUE 16
-/* As many neighbours as clients: with lwIP's ten, the eleventh would push out the address of another
- * at every segment. */
+/* As many neighbours as clients: with lwIP's ten, the eleventh would push out the address of
+ * another at every segment. */
 #define ARP_TABLE_SIZE (NBD_CONNECTIONS_MAX + 32)
 
 /* The largest segment that Ethernet carries. Larger ones are made by raising a connection's own
