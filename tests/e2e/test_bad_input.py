@@ -41,6 +41,7 @@ pytestmark = pytest.mark.deadline(30)
 KIB = 1024
 MIB = 1024 * 1024
 SIZE = 8 * MIB
+ALL_THAT_THE_HOST_BUFFERS = 10000  # requests: more than the appliance takes, and none waits
 PATTERN = random.Random(20).randbytes(SIZE)
 OTHER_READS_AT = 4 * MIB
 OPTION_BYTES_MAX = 4096
