@@ -71,10 +71,12 @@
 extern uint32_t net_window_extra_bytes;
 #define TCP_WND                        (NET_WINDOW_MIN_BYTES + net_window_extra_bytes)
 #define LWIP_DISABLE_TCP_SANITY_CHECKS 1
-/* A quarter of the connection's window (64 KiB when the peer does not scale): lwIP's default sends
- * an update every four small segments, and with a share of the largest window a small one would
- * never be told that it is open again. Used where `pcb` is in scope. */
-#define TCP_WND_UPDATE_THRESHOLD (TCP_WND_MAX(pcb) / 4)
+/* A quarter of the connection's window, which depends on whether the peer scales it and on how many
+ * share the buffers (net/tcp_stream.c): lwIP's default sends an update every four small segments,
+ * and with a share of the largest window a small one would never be told that it is open again.
+ * Used where `pcb` is in scope. */
+extern uint32_t net_window_update_bytes;
+#define TCP_WND_UPDATE_THRESHOLD LWIP_MIN(TCP_WND_MAX(pcb) / 4, net_window_update_bytes)
 /* Data on its way to a client is referenced, not copied: this bounds how long a list of segments
  * lwIP walks, not memory. */
 #define TCP_SND_BUF      (1024 * 1024)

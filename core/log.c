@@ -73,9 +73,10 @@ static void put_line(const char *prefix_mark, bool stamped, const char *format, 
     int n = vsnprintf(line + used, sizeof line - used - 1, format, arguments);
     size_t room = sizeof line - used - 2;
     used += n < 0 ? 0 : ((size_t)n < room ? (size_t)n : room);
-    /* A name from outside must not be able to forge lines or drive a terminal. */
+    /* A name from outside must not be able to forge lines or drive a terminal: some take 0x80 to
+     * 0x9f for control codes too. */
     for (size_t i = 0; i < used; i++) {
-        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f) {
+        if ((unsigned char)line[i] < 0x20 || (unsigned char)line[i] >= 0x7f) {
             line[i] = '?';
         }
     }

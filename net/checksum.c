@@ -1,18 +1,7 @@
 /* The Internet checksum (RFC 1071), 64 bits at a time: five times faster than lwIP's own. */
 #include "net/checksum.h"
 
-typedef uint64_t word64 __attribute__((aligned(1), may_alias));
-
-static inline uint64_t load64(const uint8_t *p) {
-#if defined(__riscv)
-    /* clang 14 would split an unaligned load into bytes on this target. */
-    uint64_t value;
-    __asm__("ld %0, %1" : "=r"(value) : "m"(*(const word64 *)p));
-    return value;
-#else
-    return *(const word64 *)p;
-#endif
-}
+#include "core/lib/unaligned.h"
 
 static inline uint64_t add_with_carry(uint64_t sum, uint64_t value) {
     sum += value;
@@ -26,15 +15,15 @@ uint16_t net_checksum(const void *data, int bytes) {
     size_t left = bytes > 0 ? (size_t)bytes : 0;
     uint64_t sum = 0;
     while (left >= 32) {
-        sum = add_with_carry(sum, load64(at));
-        sum = add_with_carry(sum, load64(at + 8));
-        sum = add_with_carry(sum, load64(at + 16));
-        sum = add_with_carry(sum, load64(at + 24));
+        sum = add_with_carry(sum, unaligned_load64(at));
+        sum = add_with_carry(sum, unaligned_load64(at + 8));
+        sum = add_with_carry(sum, unaligned_load64(at + 16));
+        sum = add_with_carry(sum, unaligned_load64(at + 24));
         at += 32;
         left -= 32;
     }
     while (left >= 8) {
-        sum = add_with_carry(sum, load64(at));
+        sum = add_with_carry(sum, unaligned_load64(at));
         at += 8;
         left -= 8;
     }

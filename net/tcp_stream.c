@@ -59,6 +59,8 @@ static uint16_t wire_segment_bytes;
 static uint16_t large_segment_bytes;
 static size_t receive_bytes; /* payload that all receive buffers hold, at worst */
 
+uint32_t net_window_update_bytes;
+
 static struct tcp_stream *of(struct stream *stream) {
     return (struct tcp_stream *)stream;
 }
@@ -130,9 +132,18 @@ static size_t settle_credit(struct tcp_stream *tcp, size_t bytes) {
     return bytes - settled;
 }
 
-/* Window and gathering are each bounded by this, so together by three quarters of all buffers. */
+/* Window and gathering are each bounded by this, so together by three quarters of all buffers; but
+ * for the smallest machines with many clients, where two segments each are more than that: there
+ * the reserve of buffers (limits.h) keeps things going. */
 static size_t receive_share(void) {
-    return receive_bytes * 3 / 8 / (stream_count > 0 ? stream_count : 1);
+    size_t share = receive_bytes * 3 / 8 / (stream_count > 0 ? stream_count : 1);
+    size_t least = 2 * (size_t)wire_segment_bytes;
+    return share > least ? share : least;
+}
+
+static void count_streams(int change) {
+    stream_count += (unsigned)change;
+    net_window_update_bytes = (uint32_t)(receive_share() / 4);
 }
 
 static size_t stream_gather_max(const struct stream *stream) {
@@ -416,7 +427,7 @@ static void remove_stream(struct tcp_stream *tcp) {
         link = &(*link)->next;
     }
     *link = tcp->next;
-    stream_count--;
+    count_streams(-1);
     free(tcp);
 }
 
@@ -449,7 +460,7 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     }
     tcp->next = streams;
     streams = tcp;
-    stream_count++;
+    count_streams(1);
     if (!accept_function(&tcp->stream, accept_arg)) {
         net_counters.connections_refused++;
         detach(tcp);

@@ -26,8 +26,8 @@
 #include "core/panic.h"
 #include "core/task/scheduler.h"
 #include "core/virtio/queue.h"
-#include "net/checksum.h"
 #include "net/counters.h"
+#include "net/offload.h"
 
 /* VIRTIO 1.3, 5.1.3. */
 #define VIRTIO_NET_F_CSUM       (UINT64_C(1) << 0)
@@ -81,18 +81,6 @@ struct net_config {
     uint16_t mtu;
 };
 
-/* VIRTIO 1.3, 5.1.6. */
-struct net_header {
-    uint8_t flags;
-    uint8_t gso_type;
-    uint16_t header_bytes;
-    uint16_t gso_size;
-    uint16_t checksum_start;
-    uint16_t checksum_offset;
-    uint16_t buffer_count;
-};
-
-_Static_assert(sizeof(struct net_header) == 12, "VIRTIO 1.3, 5.1.6");
 _Static_assert(sizeof(struct net_header) == PBUF_LINK_ENCAPSULATION_HLEN,
                "lwIP leaves room for the header in front of each frame");
 
@@ -100,10 +88,6 @@ enum {
     QUEUE_RECEIVE = 0,
     QUEUE_SEND = 1,
     STATUS_LINK_UP = 1,
-    HEADER_NEEDS_CHECKSUM = 1,
-    HEADER_DATA_VALID = 2,
-    GSO_NONE = 0,
-    GSO_TCPV4 = 1,
 
     BUFFER_PAD = 2,
     BUFFER_BYTES_SMALL = 2048, /* one frame of an Ethernet wire */
@@ -125,9 +109,6 @@ enum {
     SEND_TABLES = 128,
     SEND_TABLE_SIZE = 40,
 
-    ETHERTYPE_IPV4 = 0x0800,
-    PROTOCOL_TCP = 6,
-    PROTOCOL_UDP = 17,
 };
 
 /* One receive buffer and its packet. */
@@ -359,66 +340,10 @@ struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
         }
         return NULL;
     }
-    *checksum_ok = (flags & (HEADER_NEEDS_CHECKSUM | HEADER_DATA_VALID)) != 0 &&
+    *checksum_ok = (flags & (NET_HEADER_NEEDS_CHECKSUM | NET_HEADER_DATA_VALID)) != 0 &&
                    virtio_has(net->transport, VIRTIO_NET_F_GUEST_CSUM);
     net_counters.frames_received++;
     return frame;
-}
-
-/* Header bytes of an outgoing frame lie in its first buffer, as lwIP builds them. */
-struct frame_headers {
-    uint8_t *ip;
-    uint8_t *transport;
-    unsigned ip_bytes;
-    uint8_t protocol;
-    uint16_t payload_bytes; /* of IP */
-};
-
-static bool find_headers(struct pbuf *frame, struct frame_headers *headers) {
-    uint8_t *bytes = frame->payload;
-    if (frame->len < ETHERNET_BYTES + 20 || (bytes[12] << 8 | bytes[13]) != ETHERTYPE_IPV4) {
-        return false;
-    }
-    headers->ip = bytes + ETHERNET_BYTES;
-    headers->ip_bytes = (headers->ip[0] & 0x0fu) * 4;
-    headers->protocol = headers->ip[9];
-    headers->payload_bytes =
-        (uint16_t)((headers->ip[2] << 8 | headers->ip[3]) - (int)headers->ip_bytes);
-    headers->transport = headers->ip + headers->ip_bytes;
-    bool is_known = headers->protocol == PROTOCOL_TCP || headers->protocol == PROTOCOL_UDP;
-    return is_known && frame->len >= ETHERNET_BYTES + headers->ip_bytes + 8;
-}
-
-/* The sum over source, destination, protocol and length that the device completes (RFC 9293, 3.1).
- */
-static uint16_t pseudo_sum(const struct frame_headers *headers) {
-    uint32_t sum = net_checksum(headers->ip + 12, 8);
-    sum += (uint32_t)headers->protocol << 8;
-    sum += __builtin_bswap16(headers->payload_bytes);
-    sum = (sum >> 16) + (sum & UINT16_MAX);
-    return (uint16_t)((sum >> 16) + (sum & UINT16_MAX));
-}
-
-static void fill_header(const struct virtio_net *net, struct pbuf *frame, uint16_t segment_bytes,
-                        struct net_header *header) {
-    struct frame_headers headers = {0};
-    memset(header, 0, sizeof *header);
-    if (!virtio_has(net->transport, VIRTIO_NET_F_CSUM) || !find_headers(frame, &headers)) {
-        return;
-    }
-    size_t offset = headers.protocol == PROTOCOL_TCP ? 16 : 6;
-    uint16_t sum = pseudo_sum(&headers);
-    memcpy(headers.transport + offset, &sum, sizeof sum);
-    header->flags = HEADER_NEEDS_CHECKSUM;
-    header->checksum_start = (uint16_t)(ETHERNET_BYTES + headers.ip_bytes);
-    header->checksum_offset = (uint16_t)offset;
-    unsigned tcp_bytes = headers.protocol == PROTOCOL_TCP ? (headers.transport[12] >> 4) * 4u : 0;
-    if (tcp_bytes != 0 && headers.payload_bytes - tcp_bytes > segment_bytes &&
-        virtio_has(net->transport, VIRTIO_NET_F_HOST_TSO4)) {
-        header->gso_type = GSO_TCPV4;
-        header->gso_size = segment_bytes;
-        header->header_bytes = (uint16_t)(header->checksum_start + tcp_bytes);
-    }
 }
 
 /* True when the bytes in front of the frame are its own buffer's, as in everything lwIP allocates
@@ -448,7 +373,10 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
     unsigned count = 0;
     struct net_header *header =
         (struct net_header *)(void *)((uint8_t *)frame->payload - sizeof(struct net_header));
-    fill_header(net, frame, segment_bytes, header);
+    struct net_offload offload = {.checksums = virtio_has(net->transport, VIRTIO_NET_F_CSUM),
+                                  .segments = virtio_has(net->transport, VIRTIO_NET_F_HOST_TSO4),
+                                  .segment_bytes = segment_bytes};
+    net_offload_fill(&offload, frame->payload, frame->len, header);
     segments[count++] = (struct segment){header, frame->len + (uint32_t)sizeof *header};
     for (const struct pbuf *part = frame->next; part != NULL; part = part->next) {
         segments[count++] = (struct segment){part->payload, part->len};

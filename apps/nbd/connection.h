@@ -98,7 +98,8 @@ struct nbd_connection {
     struct nbd_request *skip_request;
     struct nbd_request *reply_first;
     struct nbd_request *reply_last;
-    size_t buffer_bytes; /* of the payload pool, held by this connection */
+    size_t buffer_bytes; /* of the payload pool, held by this connection, in whole pages */
+    size_t ios_held;
     /* Reply headers lie side by side, so that neighbours leave as one piece. */
     uint8_t *reply_ring;
     unsigned reply_ring_next;
@@ -157,5 +158,20 @@ bool nbd_transmission_is_idle(const struct nbd_connection *connection);
  * has comes back later, through nbd_transmission_run. */
 void nbd_transmission_drop(struct nbd_connection *connection);
 void nbd_transmission_end(struct nbd_connection *connection);
+
+/* Takes a request back whose last byte the client has, with what it still holds. */
+void nbd_request_give(struct nbd_request *request);
+
+/* The client has the bytes of this chunk: on to the next part of its read, or back to the pool. */
+void nbd_chunk_acknowledged(struct nbd_io *io);
+
+/* --- reply.c -----------------------------------------------------------------------------------
+ */
+
+/* A request can be answered: its turn comes when those queued before it are sent. */
+void nbd_reply_queue(struct nbd_request *request);
+
+/* Sends as much as is ready and the stream takes. May end the connection. */
+void nbd_replies_send(struct nbd_connection *connection);
 
 #endif

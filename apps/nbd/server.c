@@ -1,8 +1,8 @@
 /* The NBD server's connections and memory. See server.h and connection.h.
  *
- * Memory for payload is one IoBuffer, taken at start, from which reads get contiguous buffers. One
- * connection may hold its share at most: half when it is alone, a third beside one other, and so
- * on, so a client that asks for much and takes nothing leaves room for the next. */
+ * * Memory for payload is one IoBuffer, taken at start, from which reads get contiguous buffers; it
+ * and the ios are shared so that a client that asks for much and takes nothing cannot starve
+ * another (share.h). */
 #include "apps/nbd/server.h"
 
 #include <errno.h>
@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "apps/nbd/connection.h"
+#include "apps/nbd/share.h"
 #include "boot/arch.h"
 #include "core/log.h"
 #include "core/mem/free_list.h"
@@ -25,14 +26,16 @@ enum {
     /* Of the heap that is free when the server starts: for payload, and for ios. */
     PAYLOAD_SHARE = 2,
     PAYLOAD_BYTES_MAX = 32 * 1024 * 1024,
-    PAYLOAD_BYTES_MIN = 256 * 1024,
+    PAYLOAD_BYTES_MIN = 2 * 4096 * NBD_CONNECTIONS_MAX,
     IO_SHARE = 8,
-    IOS_MIN = 32,
+    IOS_MIN = 2 * NBD_CONNECTIONS_MAX,
     IOS_MAX = 2048,
 };
 
 static struct io_buffer payload_memory;
 static struct free_list payload;
+static struct share payload_share; /* bytes */
+static struct share io_share;
 static struct nbd_io *ios;
 static unsigned io_count;
 static struct nbd_io *free_ios;
@@ -63,14 +66,12 @@ bool nbd_may_list(void) {
 /* --- Memory ------------------------------------------------------------------------------------
  */
 
-static size_t quota_bytes(void) {
-    size_t share = payload.page_count * PAGE_BYTES / (connection_count + 1);
-    return share > NBD_READ_CHUNK_BYTES ? share : NBD_READ_CHUNK_BYTES;
-}
-
-/* A contiguous buffer, smaller than asked when memory is in pieces. */
-static void *buffer_take(size_t *bytes) {
-    for (size_t pages = align_up(*bytes, PAGE_BYTES) / PAGE_BYTES; pages > 0; pages /= 2) {
+/* A contiguous buffer, smaller than asked when memory is in pieces or the share is small. */
+static void *buffer_take(const struct nbd_connection *connection, size_t *bytes) {
+    size_t allowed =
+        share_allowance(&payload_share, connection->buffer_bytes, connection_count) / PAGE_BYTES;
+    size_t wanted = align_up(*bytes, PAGE_BYTES) / PAGE_BYTES;
+    for (size_t pages = wanted < allowed ? wanted : allowed; pages > 0; pages /= 2) {
         void *buffer = free_list_take(&payload, pages, 1);
         if (buffer != NULL) {
             size_t got = pages * PAGE_BYTES;
@@ -85,10 +86,11 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
     struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
     void *buffer = NULL;
     size_t bytes = buffer_bytes;
-    bool is_within_quota =
-        connection->buffer_bytes == 0 || connection->buffer_bytes + buffer_bytes <= quota_bytes();
-    if (io != NULL && buffer_bytes > 0 && is_within_quota) {
-        buffer = buffer_take(&bytes);
+    if (share_allowance(&io_share, connection->ios_held, connection_count) == 0) {
+        io = NULL;
+    }
+    if (io != NULL && buffer_bytes > 0) {
+        buffer = buffer_take(connection, &bytes);
     }
     if (io == NULL || (buffer_bytes > 0 && buffer == NULL)) {
         connection->wants_memory = true;
@@ -103,7 +105,8 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
     }
     free_io_count--;
     free_io_least = free_io_count < free_io_least ? free_io_count : free_io_least;
-    connection->buffer_bytes += bytes;
+    share_take(&io_share, &connection->ios_held, 1);
+    share_take(&payload_share, &connection->buffer_bytes, align_up(bytes, PAGE_BYTES));
     io->next = NULL;
     io->request = NULL;
     io->buffer = buffer;
@@ -117,10 +120,11 @@ void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
     ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
     if (io->buffer != NULL) {
         free_list_give(&payload, io->buffer);
-        ASSERT(connection->buffer_bytes >= io->buffer_bytes);
-        connection->buffer_bytes -= io->buffer_bytes;
+        share_give(&payload_share, &connection->buffer_bytes,
+                   align_up(io->buffer_bytes, PAGE_BYTES));
         io->buffer = NULL;
     }
+    share_give(&io_share, &connection->ios_held, 1);
     io->next = free_ios;
     free_ios = io;
     free_io_count++;
@@ -160,7 +164,12 @@ static int take_memory(void) {
     if (!error) {
         error = free_list_init(&payload, io_buffer_data(&payload_memory), bytes);
     }
-    return error;
+    if (error) {
+        return error;
+    }
+    share_init(&payload_share, payload.page_count * PAGE_BYTES, PAGE_BYTES, NBD_CONNECTIONS_MAX);
+    share_init(&io_share, io_count, 1, NBD_CONNECTIONS_MAX);
+    return 0;
 }
 
 /* --- Connections -------------------------------------------------------------------------------
@@ -275,7 +284,7 @@ static void destroy(struct nbd_connection *connection) {
     }
     *link = connection->next;
     connection_count--;
-    ASSERT(connection->buffer_bytes == 0);
+    ASSERT(connection->buffer_bytes == 0 && connection->ios_held == 0);
     nbd_handshake_end(connection);
     nbd_transmission_end(connection);
     free(connection);

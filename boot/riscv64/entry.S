@@ -1,5 +1,39 @@
 # Reset to C, the context switch, and the one trap entry.
 
+# What the calling convention says a callee keeps, on the stack; arch.c builds such a frame too.
+    .macro save_callee_kept
+    addi    sp, sp, -112
+    sd      ra, 0(sp)
+    sd      s0, 8(sp)
+    sd      s1, 16(sp)
+    sd      s2, 24(sp)
+    sd      s3, 32(sp)
+    sd      s4, 40(sp)
+    sd      s5, 48(sp)
+    sd      s6, 56(sp)
+    sd      s7, 64(sp)
+    sd      s8, 72(sp)
+    sd      s9, 80(sp)
+    sd      s10, 88(sp)
+    sd      s11, 96(sp)
+    .endm
+    .macro load_callee_kept
+    ld      ra, 0(sp)
+    ld      s0, 8(sp)
+    ld      s1, 16(sp)
+    ld      s2, 24(sp)
+    ld      s3, 32(sp)
+    ld      s4, 40(sp)
+    ld      s5, 48(sp)
+    ld      s6, 56(sp)
+    ld      s7, 64(sp)
+    ld      s8, 72(sp)
+    ld      s9, 80(sp)
+    ld      s10, 88(sp)
+    ld      s11, 96(sp)
+    addi    sp, sp, 112
+    .endm
+
     .section .text.start, "ax"
     .globl _start
 _start:
@@ -29,36 +63,10 @@ _start:
     .globl riscv_context_switch
     .balign 4
 riscv_context_switch:
-    addi    sp, sp, -112
-    sd      ra, 0(sp)
-    sd      s0, 8(sp)
-    sd      s1, 16(sp)
-    sd      s2, 24(sp)
-    sd      s3, 32(sp)
-    sd      s4, 40(sp)
-    sd      s5, 48(sp)
-    sd      s6, 56(sp)
-    sd      s7, 64(sp)
-    sd      s8, 72(sp)
-    sd      s9, 80(sp)
-    sd      s10, 88(sp)
-    sd      s11, 96(sp)
+    save_callee_kept
     sd      sp, 0(a0)
     mv      sp, a1
-    ld      ra, 0(sp)
-    ld      s0, 8(sp)
-    ld      s1, 16(sp)
-    ld      s2, 24(sp)
-    ld      s3, 32(sp)
-    ld      s4, 40(sp)
-    ld      s5, 48(sp)
-    ld      s6, 56(sp)
-    ld      s7, 64(sp)
-    ld      s8, 72(sp)
-    ld      s9, 80(sp)
-    ld      s10, 88(sp)
-    ld      s11, 96(sp)
-    addi    sp, sp, 112
+    load_callee_kept
     ret
 
 # The first thing a new context runs: s1 = entry, s2 = its argument (see arch_context_init).
@@ -75,20 +83,7 @@ riscv_context_begin:
     .globl riscv_try
     .balign 4
 riscv_try:
-    addi    sp, sp, -112
-    sd      ra, 0(sp)
-    sd      s0, 8(sp)
-    sd      s1, 16(sp)
-    sd      s2, 24(sp)
-    sd      s3, 32(sp)
-    sd      s4, 40(sp)
-    sd      s5, 48(sp)
-    sd      s6, 56(sp)
-    sd      s7, 64(sp)
-    sd      s8, 72(sp)
-    sd      s9, 80(sp)
-    sd      s10, 88(sp)
-    sd      s11, 96(sp)
+    save_callee_kept
     la      t0, try_stack
     sd      sp, 0(t0)
     mv      t1, a0
@@ -98,20 +93,7 @@ riscv_try:
 try_out:
     la      t0, try_stack
     sd      zero, 0(t0)
-    ld      ra, 0(sp)
-    ld      s0, 8(sp)
-    ld      s1, 16(sp)
-    ld      s2, 24(sp)
-    ld      s3, 32(sp)
-    ld      s4, 40(sp)
-    ld      s5, 48(sp)
-    ld      s6, 56(sp)
-    ld      s7, 64(sp)
-    ld      s8, 72(sp)
-    ld      s9, 80(sp)
-    ld      s10, 88(sp)
-    ld      s11, 96(sp)
-    addi    sp, sp, 112
+    load_callee_kept
     ret
 
 # Every trap is an exception, for interrupts are masked: either riscv_try expects it, or it is the

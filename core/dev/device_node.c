@@ -20,7 +20,6 @@ struct bus_level {
     int address_cells;
     int size_cells;
     uint32_t irq_parent;
-    bool is_disabled; /* and with it all that lies below */
 };
 
 static struct device_node *nodes[DEVICE_NODES_MAX];
@@ -141,6 +140,16 @@ static bool is_disabled(const void *fdt, int node) {
     return status != NULL && length > 0 && strncmp(status, "ok", 2) != 0;
 }
 
+/* A disabled bus takes all that lies below it out of use. */
+static bool is_out_of_use(const void *fdt, const struct bus_level *levels, int depth) {
+    for (int level = 1; level <= depth; level++) {
+        if (is_disabled(fdt, levels[level].node)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void add_node(const void *fdt, int offset, const struct driver *driver,
                      const struct bus_level *levels, int depth) {
     const char *name = fdt_get_name(fdt, offset, NULL);
@@ -179,16 +188,11 @@ static void collect_nodes(const void *fdt, const struct driver *const *drivers) 
         *level = (struct bus_level){.node = offset,
                                     .address_cells = fdt_address_cells(fdt, offset),
                                     .size_cells = fdt_size_cells(fdt, offset),
-                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0,
-                                    .is_disabled = is_disabled(fdt, offset) ||
-                                                   (depth > 0 && levels[depth - 1].is_disabled)};
+                                    .irq_parent = depth > 0 ? levels[depth - 1].irq_parent : 0};
         (void)fdt_read_u32(fdt, offset, "interrupt-parent",
                            &level->irq_parent); /* else inherited */
-        if (depth == 0 || level->is_disabled) {
-            continue;
-        }
-        const struct driver *driver = find_driver(fdt, offset, drivers);
-        if (driver != NULL) {
+        const struct driver *driver = depth > 0 ? find_driver(fdt, offset, drivers) : NULL;
+        if (driver != NULL && !is_out_of_use(fdt, levels, depth)) {
             add_node(fdt, offset, driver, levels, depth);
         }
     }

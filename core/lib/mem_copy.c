@@ -5,57 +5,35 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/lib/unaligned.h"
+
 void *memcpy(void *restrict to, const void *restrict from, size_t bytes);
 void *memmove(void *to, const void *from, size_t bytes);
 
-/* The type says: may lie at any address, may alias anything. */
-typedef uint64_t word64 __attribute__((aligned(1), may_alias));
-typedef uint32_t word32 __attribute__((aligned(1), may_alias));
-typedef uint16_t word16 __attribute__((aligned(1), may_alias));
-
-static inline uint64_t load64(const uint8_t *p) {
-#if defined(__riscv)
-    /* clang 14 would split an unaligned load into bytes on this target. */
-    uint64_t value;
-    __asm__("ld %0, %1" : "=r"(value) : "m"(*(const word64 *)p));
-    return value;
-#else
-    return *(const word64 *)p;
-#endif
-}
-
-static inline void store64(uint8_t *p, uint64_t value) {
-#if defined(__riscv)
-    __asm__("sd %1, %0" : "=m"(*(word64 *)p) : "r"(value));
-#else
-    *(word64 *)p = value;
-#endif
-}
-
 static void copy_up(uint8_t *to, const uint8_t *from, size_t bytes) {
     while (bytes >= 64) {
-        uint64_t a = load64(from);
-        uint64_t b = load64(from + 8);
-        uint64_t c = load64(from + 16);
-        uint64_t d = load64(from + 24);
-        uint64_t e = load64(from + 32);
-        uint64_t f = load64(from + 40);
-        uint64_t g = load64(from + 48);
-        uint64_t h = load64(from + 56);
-        store64(to, a);
-        store64(to + 8, b);
-        store64(to + 16, c);
-        store64(to + 24, d);
-        store64(to + 32, e);
-        store64(to + 40, f);
-        store64(to + 48, g);
-        store64(to + 56, h);
+        uint64_t a = unaligned_load64(from);
+        uint64_t b = unaligned_load64(from + 8);
+        uint64_t c = unaligned_load64(from + 16);
+        uint64_t d = unaligned_load64(from + 24);
+        uint64_t e = unaligned_load64(from + 32);
+        uint64_t f = unaligned_load64(from + 40);
+        uint64_t g = unaligned_load64(from + 48);
+        uint64_t h = unaligned_load64(from + 56);
+        unaligned_store64(to, a);
+        unaligned_store64(to + 8, b);
+        unaligned_store64(to + 16, c);
+        unaligned_store64(to + 24, d);
+        unaligned_store64(to + 32, e);
+        unaligned_store64(to + 40, f);
+        unaligned_store64(to + 48, g);
+        unaligned_store64(to + 56, h);
         from += 64;
         to += 64;
         bytes -= 64;
     }
     while (bytes >= 8) {
-        store64(to, load64(from));
+        unaligned_store64(to, unaligned_load64(from));
         from += 8;
         to += 8;
         bytes -= 8;
@@ -69,7 +47,7 @@ static void copy_up(uint8_t *to, const uint8_t *from, size_t bytes) {
 static void copy_down(uint8_t *to, const uint8_t *from, size_t bytes) {
     while (bytes >= 8) {
         bytes -= 8;
-        store64(to + bytes, load64(from + bytes));
+        unaligned_store64(to + bytes, unaligned_load64(from + bytes));
     }
     while (bytes > 0) {
         bytes--;

@@ -298,6 +298,7 @@ int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsig
     }
     uint32_t writable = 0;
     for (unsigned i = out_count; i < count; i++) {
+        ASSERT(segments[i].length <= UINT32_MAX - writable);
         writable += segments[i].length;
     }
     uint16_t head = through_table ? add_through_table(queue, segments, out_count, count)

@@ -551,6 +551,19 @@ def test_16_mib_of_memory_survive_the_longest_requests_of_many(launch: Launch) -
     assert image_bytes(appliance.image, 0, 8 * MIB) == b"x" * 8 * MIB
 
 
+def test_48_clients_in_the_middle_of_a_write_are_all_served_in_16_mib(launch: Launch) -> None:
+    appliance = launch(64 * MIB, memory_mib=16)
+    data = random_bytes(15, MIB)
+    clients = [connect(appliance) for _ in range(48)]
+    for turn, client in enumerate(clients):
+        client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), turn * MIB)
+    for client in clients:
+        finish(client)
+        client.shutdown()
+    for turn in range(48):
+        assert image_bytes(appliance.image, turn * MIB, MIB) == data
+
+
 def test_it_gets_its_address_by_dhcp_and_serves(launch: Launch) -> None:
     appliance = launch(8 * MIB, dhcp=True)
 

@@ -121,8 +121,8 @@ static bool replace(struct object *object, unsigned step) {
         size_t kept = object->bytes < bytes ? object->bytes : bytes;
         unsigned char *moved = realloc(object->start, bytes);
         EXPECT_OR_FALSE(moved != NULL);
-        EXPECT_OR_FALSE(kept == 0 || (moved[0] == object->fill && moved[kept - 1] == object->fill));
         object->start = moved;
+        EXPECT_OR_FALSE(kept == 0 || (moved[0] == object->fill && moved[kept - 1] == object->fill));
     } else {
         free(object->start);
         object->start = step % 3 == 0 ? aligned_alloc(align, bytes) : malloc(bytes);

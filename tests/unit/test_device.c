@@ -50,12 +50,12 @@ static void set_up(void) {
     probe_result = 0;
     probes = 0;
     tree_begin();
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
-    tree_cells("interrupt-parent", 1, 7);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
+    tree_cells("interrupt-parent", 7);
     tree_node("controller");
-    tree_cells("phandle", 1, 7);
-    tree_cells("#interrupt-cells", 1, 2);
+    tree_cells("phandle", 7);
+    tree_cells("#interrupt-cells", 2);
     tree_end();
 }
 
@@ -63,7 +63,7 @@ static void set_up(void) {
 static void begin_device(const char *name, uint32_t address) {
     tree_node(name);
     tree_text("compatible", "test,device");
-    tree_cells("reg", 4, 0, address, 0, 0x1000);
+    tree_cells("reg", 0, address, 0, 0x1000);
 }
 
 static void device(const char *name, uint32_t address) {
@@ -82,7 +82,7 @@ TEST(a_node_with_a_word_of_a_driver_is_found) {
     set_up();
     tree_node("a@1000");
     tree_bytes("compatible", "vendor,none\0test,other", sizeof "vendor,none\0test,other");
-    tree_cells("reg", 4, 0, 0x1000, 0, 0x200);
+    tree_cells("reg", 0, 0x1000, 0, 0x200);
     tree_end();
     tree_node("b@2000");
     tree_text("compatible", "test,devices");
@@ -120,16 +120,16 @@ TEST(probing_goes_by_stage_then_from_the_highest_address_down) {
 TEST(registers_are_translated_through_every_bus) {
     set_up();
     tree_node("outer");
-    tree_cells("#address-cells", 1, 1);
-    tree_cells("#size-cells", 1, 1);
-    tree_cells("ranges", 8, 0, 0, 0x80000000, 0x1000, 0x100000, 1, 0x40000000, 0x100000);
+    tree_cells("#address-cells", 1);
+    tree_cells("#size-cells", 1);
+    tree_cells("ranges", 0, 0, 0x80000000, 0x1000, 0x100000, 1, 0x40000000, 0x100000);
     tree_node("inner");
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 1);
-    tree_cells("ranges", 4, 0, 0x500, 0x100000, 0x2000);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 1);
+    tree_cells("ranges", 0, 0x500, 0x100000, 0x2000);
     tree_node("deep@500");
     tree_text("compatible", "test,device");
-    tree_cells("reg", 3, 0, 0x600, 0x100);
+    tree_cells("reg", 0, 0x600, 0x100);
     tree_end();
     tree_end();
     tree_end();
@@ -143,14 +143,14 @@ TEST(registers_are_translated_through_every_bus) {
 TEST(an_empty_ranges_is_one_to_one_and_none_hides_the_device) {
     set_up();
     tree_node("open");
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
     tree_empty("ranges");
     device("seen@1000", 0x1000);
     tree_end();
     tree_node("closed");
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
     device("hidden@2000", 0x2000);
     tree_end();
     assert_string_equal(read_tree()->name, "seen@1000");
@@ -163,12 +163,12 @@ TEST(a_register_that_reaches_out_of_its_bus_is_refused) {
     for (size_t i = 0; i < ARRAY_COUNT(regs); i++) {
         set_up();
         tree_node("bus");
-        tree_cells("#address-cells", 1, 1);
-        tree_cells("#size-cells", 1, 1);
-        tree_cells("ranges", 4, 0, 0, 0x80000000, 0x1000);
+        tree_cells("#address-cells", 1);
+        tree_cells("#size-cells", 1);
+        tree_cells("ranges", 0, 0, 0x80000000, 0x1000);
         tree_node("device");
         tree_text("compatible", "test,device");
-        tree_cells("reg", 2, regs[i][0], regs[i][1]);
+        tree_cells("reg", regs[i][0], regs[i][1]);
         tree_end();
         tree_end();
         const struct device_node *node = read_tree();
@@ -188,7 +188,7 @@ TEST(a_reg_that_makes_no_sense_leaves_the_node_alone) {
         set_up();
         tree_node("device");
         tree_text("compatible", "test,device");
-        tree_cells("reg", 4, regs[i][0], regs[i][1], regs[i][2], regs[i][3]);
+        tree_cells("reg", regs[i][0], regs[i][1], regs[i][2], regs[i][3]);
         tree_end();
         assert_int_equal(read_tree() != NULL, i + 1 == ARRAY_COUNT(regs));
         device_tree_forget();
@@ -201,8 +201,8 @@ TEST(cells_that_are_not_supported_leave_the_node_alone) {
     for (size_t i = 0; i < ARRAY_COUNT(cells); i++) {
         set_up();
         tree_node("bus");
-        tree_cells("#address-cells", 1, cells[i][0]);
-        tree_cells("#size-cells", 1, cells[i][1]);
+        tree_cells("#address-cells", cells[i][0]);
+        tree_cells("#size-cells", cells[i][1]);
         tree_empty("ranges");
         device("device", 0x1000);
         tree_end();
@@ -215,11 +215,11 @@ TEST(of_a_reg_only_whole_entries_count_and_not_too_many) {
     set_up();
     tree_node("short");
     tree_text("compatible", "test,device");
-    tree_cells("reg", 7, 0, 0x9000, 0, 0x100, 0, 0x8000, 0);
+    tree_cells("reg", 0, 0x9000, 0, 0x100, 0, 0x8000, 0);
     tree_end();
     tree_node("long");
     tree_text("compatible", "test,device");
-    tree_cells("reg", 20, 0, 0x1000, 0, 16, 0, 0x2000, 0, 16, 0, 0x3000, 0, 16, 0, 0x4000, 0, 16, 0,
+    tree_cells("reg", 0, 0x1000, 0, 16, 0, 0x2000, 0, 16, 0, 0x3000, 0, 16, 0, 0x4000, 0, 16, 0,
                0x5000, 0, 16);
     tree_end();
     assert_string_equal(read_tree()->name, "short");
@@ -243,13 +243,13 @@ TEST(a_disabled_node_is_left_alone) {
 TEST(what_lies_below_a_disabled_node_is_left_alone) {
     set_up();
     tree_node("bus");
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
     tree_empty("ranges");
     tree_text("status", "disabled");
     tree_node("inner");
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
     tree_empty("ranges");
     device("hidden@1000", 0x1000);
     tree_end();
@@ -305,15 +305,15 @@ TEST(a_node_without_memory_for_it_is_named_and_left) {
 TEST(the_interrupt_parent_is_inherited_or_its_own) {
     set_up();
     tree_node("other-controller");
-    tree_cells("phandle", 1, 8);
-    tree_cells("#interrupt-cells", 1, 1);
+    tree_cells("phandle", 8);
+    tree_cells("#interrupt-cells", 1);
     tree_end();
     begin_device("heir@2000", 0x2000);
-    tree_cells("interrupts", 2, 33, 4);
+    tree_cells("interrupts", 33, 4);
     tree_end();
     begin_device("owner@1000", 0x1000);
-    tree_cells("interrupt-parent", 1, 8);
-    tree_cells("interrupts", 2, 5, 6);
+    tree_cells("interrupt-parent", 8);
+    tree_cells("interrupts", 5, 6);
     tree_end();
     (void)read_tree();
     const struct device_node *heir = device_node_at(0);
@@ -332,16 +332,16 @@ TEST(an_interrupt_that_makes_no_sense_is_none) {
         static const uint32_t counts[] = {0, IRQ_CELLS_MAX + 1, UINT32_MAX};
         set_up();
         tree_node("odd-controller");
-        tree_cells("phandle", 1, 9);
+        tree_cells("phandle", 9);
         if (kind < 3) {
-            tree_cells("#interrupt-cells", 1, counts[kind]);
+            tree_cells("#interrupt-cells", counts[kind]);
         }
         tree_end();
         begin_device("device@1000", 0x1000);
         if (kind != 5) {
-            tree_cells("interrupt-parent", 1, kind == 4 ? 99 : 9);
+            tree_cells("interrupt-parent", kind == 4 ? 99 : 9);
         }
-        tree_cells("interrupts", 1, 33); /* to the inherited parent that is half an interrupt */
+        tree_cells("interrupts", 33); /* to the inherited parent that is half an interrupt */
         tree_end();
         const struct device_node *node = read_tree();
         assert_non_null(node);

@@ -13,14 +13,14 @@ static struct memory_map map;
 
 static void begin_root(uint32_t address_cells, uint32_t size_cells) {
     tree_begin();
-    tree_cells("#address-cells", 1, address_cells);
-    tree_cells("#size-cells", 1, size_cells);
+    tree_cells("#address-cells", address_cells);
+    tree_cells("#size-cells", size_cells);
 }
 
 static void memory_node(const char *name, uint32_t start, uint32_t length) {
     tree_node(name);
     tree_text("device_type", "memory");
-    tree_cells("reg", 4, 0, start, 0, length);
+    tree_cells("reg", 0, start, 0, length);
     tree_end();
 }
 
@@ -37,7 +37,7 @@ TEST(memory_is_what_all_memory_nodes_say) {
     memory_node("memory@80000000", 0x80000000, 0x8000000);
     tree_node("memory@100000000");
     tree_text("device_type", "memory");
-    tree_cells("reg", 8, 1, 0, 2, 0, 0, 0x1000, 0, 0x1000);
+    tree_cells("reg", 1, 0, 2, 0, 0, 0x1000, 0, 0x1000);
     tree_end();
     const void *fdt = tree_finish();
     assert_int_equal(fdt_check(fdt), 0);
@@ -52,7 +52,7 @@ TEST(addresses_of_one_cell_are_read_too) {
     begin_root(1, 1);
     tree_node("memory@80000000");
     tree_text("device_type", "memory");
-    tree_cells("reg", 2, 0x80000000, 0x8000000);
+    tree_cells("reg", 0x80000000, 0x8000000);
     tree_end();
     assert_int_equal(fdt_read_memory(tree_finish(), &map), 0);
     expect_range(0, 0x80000000, 0x8000000);
@@ -60,18 +60,18 @@ TEST(addresses_of_one_cell_are_read_too) {
 
 TEST(reserved_memory_is_taken_out) {
     tree_begin_reserving(0x80010000, 0x1000);
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
     memory_node("memory@80000000", 0x80000000, 0x8000000);
     tree_node("reserved-memory");
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
     tree_empty("ranges");
     tree_node("firmware@80000000");
-    tree_cells("reg", 4, 0, 0x80000000, 0, 0x2000);
+    tree_cells("reg", 0, 0x80000000, 0, 0x2000);
     tree_end();
     tree_node("dynamic"); /* a size only: nothing is reserved yet */
-    tree_cells("size", 2, 0, 0x1000);
+    tree_cells("size", 0, 0x1000);
     tree_end();
     tree_end();
     assert_int_equal(fdt_read_memory(tree_finish(), &map), 0);
@@ -86,7 +86,7 @@ TEST(the_tree_itself_is_taken_out) {
     begin_root(2, 2);
     tree_node("memory");
     tree_text("device_type", "memory");
-    tree_cells("reg", 4, (uint32_t)(around >> 32), (uint32_t)around, 0, 0x100000);
+    tree_cells("reg", (uint32_t)(around >> 32), (uint32_t)around, 0, 0x100000);
     tree_end();
     assert_int_equal(fdt_read_memory(tree_finish(), &map), 0);
     assert_int_equal(map.count, 1);
@@ -96,7 +96,7 @@ TEST(the_tree_itself_is_taken_out) {
 TEST(a_tree_without_memory_is_refused) {
     begin_root(2, 2);
     tree_node("memory@80000000"); /* no device_type */
-    tree_cells("reg", 4, 0, 0x80000000, 0, 0x8000000);
+    tree_cells("reg", 0, 0x80000000, 0, 0x8000000);
     tree_end();
     assert_int_equal(fdt_read_memory(tree_finish(), &map), -EINVAL);
     assert_logged("fdt: no memory node has a range");
@@ -106,7 +106,7 @@ TEST(a_reg_shorter_than_one_entry_is_no_range) {
     begin_root(2, 2);
     tree_node("memory@80000000");
     tree_text("device_type", "memory");
-    tree_cells("reg", 3, 0, 0x80000000, 0);
+    tree_cells("reg", 0, 0x80000000, 0);
     tree_end();
     assert_int_equal(fdt_read_memory(tree_finish(), &map), -EINVAL);
 }
@@ -115,7 +115,7 @@ TEST(a_range_that_wraps_is_refused_by_name) {
     begin_root(2, 2);
     tree_node("memory@f");
     tree_text("device_type", "memory");
-    tree_cells("reg", 4, UINT32_MAX, 0, 1, 0);
+    tree_cells("reg", UINT32_MAX, 0, 1, 0);
     tree_end();
     assert_int_equal(fdt_read_memory(tree_finish(), &map), -EINVAL);
     assert_logged("fdt: memory@f: range 0xffffffff00000000 + 0x100000000 refused");
@@ -152,19 +152,19 @@ TEST(the_timebase_stands_at_the_cpus_or_at_the_first_cpu) {
     assert_int_equal(fdt_timebase_hz(tree_finish()), 0);
     begin_root(2, 2);
     tree_node("cpus");
-    tree_cells("timebase-frequency", 1, 10000000);
+    tree_cells("timebase-frequency", 10000000);
     tree_end();
     assert_int_equal(fdt_timebase_hz(tree_finish()), 10000000);
     begin_root(2, 2);
     tree_node("cpus");
     tree_node("cpu@0");
-    tree_cells("timebase-frequency", 1, 1000000);
+    tree_cells("timebase-frequency", 1000000);
     tree_end();
     tree_end();
     assert_int_equal(fdt_timebase_hz(tree_finish()), 1000000);
     begin_root(2, 2);
     tree_node("cpus");
-    tree_cells("timebase-frequency", 2, 0, 10000000);
+    tree_cells("timebase-frequency", 0, 10000000);
     tree_end();
     assert_int_equal(fdt_timebase_hz(tree_finish()), 0);
 }
@@ -208,9 +208,9 @@ TEST(the_console_is_a_path_or_an_alias_with_options) {
 
 static const void *whole_tree(void) {
     tree_begin_reserving(0x80010000, 0x1000);
-    tree_cells("#address-cells", 1, 2);
-    tree_cells("#size-cells", 1, 2);
-    tree_cells("interrupt-parent", 1, 1);
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
+    tree_cells("interrupt-parent", 1);
     memory_node("memory@80000000", 0x80000000, 0x8000000);
     tree_node("chosen");
     tree_text("bootargs", "log=debug");
@@ -218,24 +218,24 @@ static const void *whole_tree(void) {
     tree_end();
     tree_node("reserved-memory");
     tree_node("firmware@80000000");
-    tree_cells("reg", 4, 0, 0x80000000, 0, 0x2000);
+    tree_cells("reg", 0, 0x80000000, 0, 0x2000);
     tree_end();
     tree_end();
     tree_node("cpus");
-    tree_cells("timebase-frequency", 1, 10000000);
+    tree_cells("timebase-frequency", 10000000);
     tree_end();
     tree_node("soc");
-    tree_cells("#address-cells", 1, 1);
-    tree_cells("#size-cells", 1, 1);
-    tree_cells("ranges", 4, 0, 0, 0x10000000, 0x10000);
+    tree_cells("#address-cells", 1);
+    tree_cells("#size-cells", 1);
+    tree_cells("ranges", 0, 0, 0x10000000, 0x10000);
     tree_node("device@1000");
     tree_text("compatible", "test,device");
-    tree_cells("reg", 2, 0x1000, 0x100);
-    tree_cells("interrupts", 1, 5);
+    tree_cells("reg", 0x1000, 0x100);
+    tree_cells("interrupts", 5);
     tree_end();
     tree_node("interrupts@2000");
-    tree_cells("phandle", 1, 1);
-    tree_cells("#interrupt-cells", 1, 1);
+    tree_cells("phandle", 1);
+    tree_cells("#interrupt-cells", 1);
     tree_end();
     tree_end();
     return tree_finish();

@@ -55,8 +55,8 @@ TEST(the_four_levels_have_names_and_nothing_else_has) {
 }
 
 TEST(control_characters_cannot_forge_lines_or_drive_a_terminal) {
-    log_text("name \"%s\"", "a\nPANIC\r\x1b[2J\x7f\t\x01z");
-    assert_string_equal(unit_log(), "name \"a?PANIC??[2J???z\"\n");
+    log_text("name \"%s\"", "a\nPANIC\r\x1b[2J\x7f\t\x01\x9bz");
+    assert_string_equal(unit_log(), "name \"a?PANIC??[2J????z\"\n");
 }
 
 TEST(a_long_line_is_cut_and_still_ends) {

@@ -2,12 +2,11 @@
 #include "tests/unit/tree.h"
 
 #include <libfdt.h>
-#include <stdarg.h>
 #include <string.h>
 
 #include "tests/unit/unit.h"
 
-enum { CELLS_MAX = 512 };
+enum { CELLS_MAX = 64 };
 
 static uint8_t blob[256 * 1024] __attribute__((aligned(8)));
 
@@ -36,16 +35,13 @@ void tree_bytes(const char *name, const void *bytes, size_t length) {
     assert_int_equal(fdt_property(blob, name, bytes, (int)length), 0);
 }
 
-void tree_cells(const char *name, unsigned count, ...) {
-    fdt32_t cells[CELLS_MAX];
-    va_list arguments;
+void tree_put_cells(const char *name, const uint32_t *cells, size_t count) {
+    fdt32_t wire[CELLS_MAX];
     assert_true(count <= CELLS_MAX);
-    va_start(arguments, count);
-    for (unsigned i = 0; i < count; i++) {
-        cells[i] = cpu_to_fdt32(va_arg(arguments, uint32_t));
+    for (size_t i = 0; i < count; i++) {
+        wire[i] = cpu_to_fdt32(cells[i]);
     }
-    va_end(arguments);
-    tree_bytes(name, cells, count * sizeof cells[0]);
+    tree_bytes(name, wire, count * sizeof wire[0]);
 }
 
 void tree_text(const char *name, const char *text) {
