@@ -58,6 +58,9 @@
 #define MEMP_NUM_TCP_SEG   2048
 #define MEMP_NUM_PBUF      4096
 #define MEMP_NUM_ARP_QUEUE 16
+/* As many neighbours as clients: with lwIP's ten, the eleventh would push out the address of
+ * another at every segment. */
+#define ARP_TABLE_SIZE (NBD_CONNECTIONS_MAX + 32)
 
 /* The largest segment that Ethernet carries. Larger ones are made by raising a connection's own
  * mss after its handshake (net/tcp_stream.c). */
@@ -108,6 +111,14 @@ extern uint32_t net_window_update_bytes;
 uint16_t net_checksum(const void *data, int bytes);
 #define LWIP_CHKSUM                  net_checksum
 #define LWIP_CHECKSUM_CTRL_PER_NETIF 1
+
+/* Segments with options that lwIP would stumble over are dropped (net/tcp_stream.c). */
+struct tcp_pcb;
+struct tcp_hdr;
+int8_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                                uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest);
+#define LWIP_HOOK_TCP_INPACKET_PCB(pcb, header, option_bytes, first_bytes, rest, packet)           \
+    tcp_stream_check_options(pcb, header, option_bytes, first_bytes, rest)
 
 #define LWIP_STATS               1
 #define LWIP_STATS_DISPLAY       0

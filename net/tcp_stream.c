@@ -406,6 +406,36 @@ static void failed(void *arg, err_t error) {
     tell_owner(tcp);
 }
 
+/* lwIP takes an MSS option from any segment. One that comes after the handshake would make the mss
+ * smaller than segments that are queued already, and lwIP's assertions about that stop the machine.
+ * It belongs into a SYN only (RFC 9293, 3.7.1): anything else that carries one is not TCP. */
+err_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                               uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest) {
+    if (option_bytes == 0 || pcb->state == LISTEN || (TCPH_FLAGS(header) & TCP_SYN) != 0) {
+        return ERR_OK;
+    }
+    const uint8_t *first = (const uint8_t *)(header + 1);
+    for (unsigned at = 0; at < option_bytes;) {
+        uint8_t kind = at < first_bytes ? first[at] : rest[at - first_bytes];
+        if (kind == LWIP_TCP_OPT_MSS) {
+            return ERR_VAL;
+        }
+        unsigned next = at + 1;
+        if (kind == LWIP_TCP_OPT_EOL || (kind != LWIP_TCP_OPT_NOP && next >= option_bytes)) {
+            break;
+        }
+        if (kind != LWIP_TCP_OPT_NOP) {
+            uint8_t bytes = next < first_bytes ? first[next] : rest[next - first_bytes];
+            if (bytes < 2) {
+                break; /* lwIP reads no further either */
+            }
+            next = at + bytes;
+        }
+        at = next;
+    }
+    return ERR_OK;
+}
+
 static const struct stream_ops tcp_stream_ops = {
     .received = stream_received,
     .peek = stream_peek,

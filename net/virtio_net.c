@@ -358,7 +358,9 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
     if (net->is_broken) {
         return -EIO;
     }
-    if (!has_headroom(frame) || pbuf_clen(frame) > SEND_SEGMENTS_MAX) {
+    unsigned ring = virtqueue_size(net->send);
+    unsigned most = ring < SEND_SEGMENTS_MAX ? ring : SEND_SEGMENTS_MAX;
+    if (!has_headroom(frame) || pbuf_clen(frame) > most) {
         /* A chain too long for the device, or a foreign buffer: rare, so it may cost a copy. */
         struct pbuf *copy = pbuf_clone(PBUF_LINK, PBUF_RAM, frame);
         if (copy == NULL) {

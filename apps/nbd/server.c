@@ -418,7 +418,10 @@ void nbd_server_shut_down(void) {
 }
 
 bool nbd_server_is_down(void) {
-    return is_shutting_down && connection_count == 0;
+    /* What a device in quarantine holds never comes back: after as long as any request may take,
+     * power goes off without it. */
+    uint64_t limit_ns = shutdown_deadline_ns + BLOCK_REQUEST_TIMEOUT_MS * NS_PER_MS;
+    return is_shutting_down && (connection_count == 0 || scheduler_now_ns() > limit_ns);
 }
 
 void nbd_server_dump(void) {

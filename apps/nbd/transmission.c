@@ -553,7 +553,6 @@ bool nbd_transmission_is_idle(const struct nbd_connection *connection) {
 
 void nbd_transmission_drop(struct nbd_connection *connection) {
     ASSERT(connection->state == NBD_CLOSED);
-    take_finished(connection);
     if (connection->receiving != NULL) {
         give_if_unused(connection->receiving);
         connection->receiving = NULL;
@@ -571,4 +570,6 @@ void nbd_transmission_drop(struct nbd_connection *connection) {
         give_if_unused(request);
         request = next;
     }
+    /* Last: this gives requests back, which must not stand in a list any more. */
+    take_finished(connection);
 }
