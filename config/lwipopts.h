@@ -112,13 +112,17 @@ uint16_t net_checksum(const void *data, int bytes);
 #define LWIP_CHKSUM                  net_checksum
 #define LWIP_CHECKSUM_CTRL_PER_NETIF 1
 
-/* Segments with options that lwIP would stumble over are dropped (net/tcp_stream.c). */
+/* What lwIP would stumble over is dropped or mended before it looks at it (net/tcp_stream.c). */
+struct pbuf;
 struct tcp_pcb;
 struct tcp_hdr;
+void tcp_stream_before_input(struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                             const struct pbuf *payload);
 int8_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
                                 uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest);
 #define LWIP_HOOK_TCP_INPACKET_PCB(pcb, header, option_bytes, first_bytes, rest, packet)           \
-    tcp_stream_check_options(pcb, header, option_bytes, first_bytes, rest)
+    (tcp_stream_before_input(pcb, header, packet),                                                 \
+     tcp_stream_check_options(pcb, header, option_bytes, first_bytes, rest))
 
 #define LWIP_STATS               1
 #define LWIP_STATS_DISPLAY       0

@@ -113,7 +113,8 @@ static void take_in(struct pbuf *frame, bool checksum_ok) {
         pbuf_free(frame);
         return;
     }
-    bool is_ours = frame->len > ETHERNET_BYTES && bytes[12] == 0x08 && bytes[13] == 0x00 &&
+    bool is_ours = frame->len > ETHERNET_BYTES + IP_HLEN && bytes[12] == 0x08 &&
+                   bytes[13] == 0x00 &&
                    memcmp(bytes, interface.hwaddr, sizeof interface.hwaddr) == 0;
     if (!is_ours) {
         if (frame->next != NULL || ethernet_input(frame, &interface) != ERR_OK) {
@@ -126,7 +127,9 @@ static void take_in(struct pbuf *frame, bool checksum_ok) {
     frame->len = (u16_t)(frame->len - ETHERNET_BYTES);
     frame->tot_len = (u16_t)(frame->tot_len - ETHERNET_BYTES);
     frame->if_idx = netif_get_index(&interface);
+    tcp_streams_before_packet(frame->payload, frame->len);
     (void)ip4_input(frame, &interface); /* takes the frame in any case */
+    tcp_streams_after_packet();
 }
 
 static unsigned take_in_batch(void) {

@@ -436,6 +436,56 @@ err_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *
     return ERR_OK;
 }
 
+/* The stream whose window was opened by a byte for the packet that lwIP is looking at. */
+static struct tcp_stream *opened;
+
+/* A pure acknowledgement at the edge of a closed window is in order (RFC 9293, 3.10.7.4), but lwIP
+ * answers it; and a peer whose window is closed too, and that we have probed, answers that:
+ * thousands of times a second for as long as both are stuck. With a window of one byte meanwhile
+ * lwIP finds it in order. */
+void tcp_stream_before_input(struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                             const struct pbuf *payload) {
+    bool is_pure =
+        payload->tot_len == 0 && (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN | TCP_RST)) == 0;
+    if (is_pure && pcb->state == ESTABLISHED && pcb->rcv_wnd == 0 && pcb->callback_arg != NULL &&
+        header->seqno == pcb->rcv_nxt) {
+        opened = pcb->callback_arg;
+        pcb->rcv_wnd = 1;
+    }
+}
+
+void tcp_streams_after_packet(void) {
+    if (opened != NULL && opened->pcb != NULL && opened->pcb->rcv_wnd > 0) {
+        opened->pcb->rcv_wnd--;
+    }
+    opened = NULL;
+}
+
+/* A SYN that reopens a connection in TIME-WAIT with a sequence number beyond all that it used may
+ * be accepted (RFC 1122, 4.2.2.13); lwIP would not. It matters on QEMU's user network, where all
+ * clients have one address and the host uses a port again when it likes. */
+void tcp_streams_before_packet(const uint8_t *packet, size_t bytes) {
+    unsigned ip_bytes = (packet[0] & 0x0fu) * 4u;
+    if (tcp_tw_pcbs == NULL || bytes < ip_bytes + TCP_HLEN || packet[9] != IP_PROTO_TCP) {
+        return;
+    }
+    const struct tcp_hdr *header = (const void *)(packet + ip_bytes);
+    if ((TCPH_FLAGS(header) & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN) {
+        return;
+    }
+    u32_t source;
+    memcpy(&source, packet + 12, sizeof source);
+    for (struct tcp_pcb *pcb = tcp_tw_pcbs; pcb != NULL; pcb = pcb->next) {
+        if (pcb->remote_port == lwip_ntohs(header->src) &&
+            pcb->local_port == lwip_ntohs(header->dest) &&
+            ip4_addr_get_u32(ip_2_ip4(&pcb->remote_ip)) == source &&
+            TCP_SEQ_GT(lwip_ntohl(header->seqno), pcb->rcv_nxt)) {
+            tcp_abort(pcb); /* in this state: forgotten without a word */
+            return;
+        }
+    }
+}
+
 static const struct stream_ops tcp_stream_ops = {
     .received = stream_received,
     .peek = stream_peek,

@@ -25,6 +25,10 @@ void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
  * `retry_output`: the device has room again, so everybody tries. */
 void tcp_streams_run(bool retry_output);
 
+/* Around each IP packet that goes into lwIP. */
+void tcp_streams_before_packet(const uint8_t *packet, size_t bytes);
+void tcp_streams_after_packet(void);
+
 /* Before the task waits: acknowledges what no reply will acknowledge soon. A peer with a window of
  * one segment would otherwise stall until its retransmission timer (user-mode stacks begin so). */
 void tcp_streams_acknowledge(void);
