@@ -248,6 +248,14 @@ def test_the_longest_request_is_served_both_ways(appliance: Appliance) -> None:
     client.shutdown()
 
 
+def test_a_request_beyond_the_longest_is_refused_both_ways(appliance: Appliance) -> None:
+    with Wire(appliance) as wire:
+        wire.go()
+        assert wire.read(0, REQUEST_BYTES_MAX + 512).error == Error.EINVAL
+        assert wire.write(0, bytes(REQUEST_BYTES_MAX + 512)) == Error.EINVAL
+        assert wire.read(0, 512).error == Error.NONE
+
+
 def test_hundreds_of_requests_in_flight_each_get_their_own_answer(appliance: Appliance) -> None:
     client = connect(appliance)
     luck = random.Random(6)
