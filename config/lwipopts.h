@@ -118,11 +118,12 @@ struct tcp_pcb;
 struct tcp_hdr;
 void tcp_stream_before_input(struct tcp_pcb *pcb, const struct tcp_hdr *header,
                              const struct pbuf *payload);
-int8_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                                uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest);
+int8_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                                uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest,
+                                const struct pbuf *payload);
 #define LWIP_HOOK_TCP_INPACKET_PCB(pcb, header, option_bytes, first_bytes, rest, packet)           \
     (tcp_stream_before_input(pcb, header, packet),                                                 \
-     tcp_stream_check_options(pcb, header, option_bytes, first_bytes, rest))
+     tcp_stream_check_segment(pcb, header, option_bytes, first_bytes, rest, packet))
 
 #define LWIP_STATS               1
 #define LWIP_STATS_DISPLAY       0

@@ -46,9 +46,12 @@ struct tcp_stream {
     bool expects_reply;
     bool is_closing; /* the owner has let go */
     uint64_t close_deadline_ns;
+    uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */
     uint64_t frames_at_death; /* sent by the device's count when the connection ended */
     struct tcp_stream *next;
 };
+
+#define STALE_ANSWER_INTERVAL_NS (500 * NS_PER_MS)
 
 static struct tcp_stream *streams;
 static unsigned stream_count;
@@ -406,11 +409,30 @@ static void failed(void *arg, err_t error) {
     tell_owner(tcp);
 }
 
+/* A pure acknowledgement from before what we have received, and with no news, is answered twice a
+ * second at most: enough for a keep-alive probe. Two ends whose windows are both closed, and that
+ * have both probed, would otherwise answer each other's answers for as long as they are stuck. */
+static bool is_answered_already(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                                const struct pbuf *payload) {
+    struct tcp_stream *tcp =
+        pcb->state == ESTABLISHED || pcb->state == CLOSE_WAIT ? pcb->callback_arg : NULL;
+    if (tcp == NULL || payload->tot_len != 0 || TCPH_FLAGS(header) != TCP_ACK ||
+        !TCP_SEQ_LT(header->seqno, pcb->rcv_nxt) || TCP_SEQ_GT(header->ackno, pcb->lastack)) {
+        return false;
+    }
+    uint64_t now = scheduler_now_ns();
+    if (now < tcp->stale_answer_ns) {
+        return true;
+    }
+    tcp->stale_answer_ns = now + STALE_ANSWER_INTERVAL_NS;
+    return false;
+}
+
 /* lwIP takes an MSS option from any segment. One that comes after the handshake would make the mss
  * smaller than segments that are queued already, and lwIP's assertions about that stop the machine.
  * It belongs into a SYN only (RFC 9293, 3.7.1): anything else that carries one is not TCP. */
-err_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                               uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest) {
+static err_t check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                           uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest) {
     if (option_bytes == 0 || pcb->state == LISTEN || (TCPH_FLAGS(header) & TCP_SYN) != 0) {
         return ERR_OK;
     }
@@ -434,6 +456,14 @@ err_t tcp_stream_check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *
         at = next;
     }
     return ERR_OK;
+}
+
+err_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                               uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest,
+                               const struct pbuf *payload) {
+    return is_answered_already(pcb, header, payload)
+               ? ERR_VAL
+               : check_options(pcb, header, option_bytes, first_bytes, rest);
 }
 
 /* The stream whose window was opened by a byte for the packet that lwIP is looking at. */

@@ -50,6 +50,7 @@ REQUEST_BYTES_MAX = 32 * MIB
 WRITE_WHOLE_BYTES = 64 * KIB
 CONNECTIONS_MAX = 64
 HASTE_S = 0.002
+STALL_S = 6  # until both sides have begun to ask each other for room
 PAST_THE_END = [
     (SIZE, 512),
     (SIZE - 512, 1024),
@@ -682,6 +683,30 @@ def test_a_client_that_never_reads_its_answers_stops_neither_others_nor_power_of
                 assert other.read(0, 64 * KIB).data == bytes(64 * KIB)
         assert time.monotonic() - started < 10
         appliance.stop()
+
+
+def test_clients_with_which_nothing_moves_cost_next_to_nothing(
+    launch: Callable[..., Appliance],
+) -> None:
+    """Some of them have left, some have not; both sides ask each other for room now and then."""
+    appliance = launch(SIZE)
+    stalled: list[Wire] = []
+    try:
+        for _ in range(8):
+            stalled.append(Wire(appliance))
+            stalled[-1].go()
+            stalled[-1].send(request_bytes(Command.READ, 0, SIZE) * ALL_THAT_THE_HOST_BUFFERS)
+            time.sleep(0.2)
+        for wire in stalled[::2]:
+            wire.close()
+        time.sleep(STALL_S)
+
+        frames = appliance.counter("net: received")
+        time.sleep(1)
+        assert appliance.counter("net: received") - frames < 200
+    finally:
+        for wire in stalled:
+            wire.close()
 
 
 def test_many_clients_that_never_read_their_answers_stop_nobody(victim: Victim) -> None:
