@@ -33,7 +33,9 @@ enum {
     LOOK_MS = 10,
 };
 
-static struct event wake;
+bool heap_checks = false;
+
+static struct event wake = {.is_external = true}; /* a key, the end of a request */
 static bool stop_is_wanted;
 static bool status_is_wanted;
 
@@ -139,7 +141,7 @@ static _Noreturn void shut_down(void) {
         failed |= flush->request.status != 0;
     }
     log_info("power off%s", failed ? ": a disk could not be flushed" : "");
-    power_off(failed);
+    power_off(failed ? POWER_FAILED : POWER_OFF);
 }
 
 void appliance_main(void *unused) {

@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/mem/addr.h"
+
 #define NS_PER_US UINT64_C(1000)
 #define NS_PER_MS UINT64_C(1000000)
 #define NS_PER_S  UINT64_C(1000000000)
@@ -36,9 +38,22 @@ uint64_t arch_boot_cpu(void);
  * can tell and the device tree does not; zero length when there is none. Physical addresses. */
 void arch_firmware_range(uint64_t *start, uint64_t *length);
 
-/* First byte and first byte after the loaded image, uninitialised data and boot stack included. */
+/* First byte and first byte after the loaded image, uninitialised data and stacks included; and of
+ * its parts, each beginning at a page: code, constants, data. The two stacks of the board's own,
+ * which lie in the data, have a page below them that is never used. */
 extern char image_start[];
 extern char image_end[];
+extern char text_start[];
+extern char text_end[];
+extern char rodata_start[];
+extern char rodata_end[];
+extern char data_start[];
+extern char boot_stack_guard[];
+extern char boot_stack_start[];
+extern char boot_stack_end[];
+extern char fault_stack_guard[];
+extern char fault_stack_start[];
+extern char fault_stack_end[];
 
 /* Order memory accesses against the device, which is another processor. `arch_barrier_full` orders
  * all earlier accesses, device registers included, before all later ones; `_write` orders stores
@@ -49,6 +64,47 @@ void arch_barrier_read(void);
 
 /* Stops the machine when no power-off device is known: asks the firmware, then waits for ever. */
 _Noreturn void arch_halt(bool failed);
+
+/* --- Page tables: the format of an entry. core/mem/pages.c builds the tree. --- */
+
+enum arch_page_kind { ARCH_PAGE_EMPTY, ARCH_PAGE_TABLE, ARCH_PAGE_LEAF };
+
+/* An entry that names a page of any size, or the table below. `access` is what core/mem/pages.h
+ * says; zero gives an entry that is a leaf and lets nothing pass. Never 0, which is empty. */
+uint64_t arch_page_leaf(struct phys_addr page, unsigned access);
+uint64_t arch_page_table(struct phys_addr table);
+/* And back. */
+enum arch_page_kind arch_page_kind(uint64_t entry);
+struct phys_addr arch_page_physical(uint64_t entry);
+unsigned arch_page_access(uint64_t entry);
+
+/* Levels of tables that reach one to one up to `end`, the first address not needed: 3 or 4. */
+unsigned arch_page_levels(uint64_t end);
+
+/* Translates through the tree from now on. 0, or -ENOTSUP when the processor refuses this many
+ * levels; nothing has changed then. */
+int arch_pages_use(struct phys_addr root, unsigned levels);
+
+/* After every change of an entry: what the processor remembers of the tree is forgotten. */
+void arch_pages_changed(void);
+
+/* --- The end --- */
+
+/* Registers are kept, then `panic_report` (core/panic.h) runs on a stack of its own. */
+_Noreturn void arch_stop(void);
+
+/* One step of a backtrace: where the function of `frame` returns to, and its caller's frame. The
+ * caller has made sure that the ARCH_FRAME_BYTES below `frame` are readable. */
+#define ARCH_FRAME_BYTES 16
+struct arch_frame {
+    uintptr_t return_address;
+    uintptr_t caller;
+};
+struct arch_frame arch_frame_read(uintptr_t frame);
+
+/* The watchdog: unless called again within `seconds`, the board stops the machine with a report.
+ * 0 switches it off. False when the machine has none. */
+bool arch_watchdog(unsigned seconds);
 
 /* A suspended flow of control. Its content belongs to the board. */
 struct arch_context {

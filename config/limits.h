@@ -26,8 +26,18 @@
 #define TASKS_MAX        64
 /* Rings polled before and after every sleep. */
 #define POLL_SOURCES_MAX 32
-/* A task that keeps the processor longer than this is named in the log. */
+/* A task that keeps the processor longer than this is named in the log (key `stall`, 0 for never).
+ */
 #define TASK_STALL_MS 200
+#define STALL_MS_MAX  60000
+/* An appliance whose scheduler has not turned for this long is ended with a report (key `watchdog`,
+ * 0 for never). */
+#define WATCHDOG_S     10
+#define WATCHDOG_S_MAX 3600
+/* How often the watchdog is fed; it bites after two halves of its time. */
+#define WATCHDOG_FEED_MS 500
+/* With `panic=restart`, a panic before this powers off all the same: it would come again. */
+#define PANIC_RESTART_MIN_MS 10000
 /* Even with nothing to wait for the scheduler looks around this often: the net under lost events.
  */
 #define IDLE_NET_MS 1000

@@ -154,6 +154,25 @@ void log_flush(void) {
     }
 }
 
+void log_tail(unsigned lines, char *text, size_t bytes) {
+    uint64_t kept = ring_head < LOG_RING_BYTES ? ring_head : LOG_RING_BYTES;
+    uint64_t room = kept < bytes ? kept : bytes - 1;
+    uint64_t at = ring_head;
+    uint64_t start = ring_head; /* of the oldest line that is whole */
+    for (unsigned found = 0; found <= lines && ring_head - at < room; at--) {
+        if (ring[(at - 1) & (LOG_RING_BYTES - 1)] == '\n') {
+            start = at;
+            found++;
+        } else if (at == 1) {
+            start = 0;
+        }
+    }
+    for (; start < ring_head; start++) {
+        *text++ = ring[start & (LOG_RING_BYTES - 1)];
+    }
+    *text = '\0';
+}
+
 uint64_t log_dropped(void) {
     return dropped;
 }

@@ -49,6 +49,9 @@ bool log_is_waiting(void);
 /* Writes everything that waits: before power-off and in a panic. */
 void log_flush(void);
 
+/* Copies the last `lines` whole lines into `text`, as many of them as fit with a NUL. */
+void log_tail(unsigned lines, char *text, size_t bytes);
+
 /* Lines dropped because the ring was full. */
 uint64_t log_dropped(void);
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "boot/arch.h"
 #include "core/config.h"
@@ -12,14 +13,17 @@
 #include "core/log.h"
 #include "core/mem/heap.h"
 #include "core/mem/map.h"
+#include "core/mem/walls.h"
 #include "core/panic.h"
 #include "core/random.h"
+#include "core/stack_guard.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
 
 enum { MAIN_STACK_BYTES = 32 * 1024 };
 
 static struct memory_map memory;
+static const void *device_tree;
 
 static void bring_up_memory(const void *fdt) {
     int error = fdt_read_memory(fdt, &memory);
@@ -41,9 +45,22 @@ static void bring_up_memory(const void *fdt) {
         panic("no memory to run in (error %d): the longest free run has %llu bytes", error,
               (unsigned long long)run.length);
     }
+    struct phys_range tree = {phys_of(fdt), fdt_bytes(fdt)};
+    if (walls_build(run, tree) != 0) {
+        panic("no walls to run between; see the log above");
+    }
     log_info("memory: %llu KiB, image %llu KiB, heap %llu KiB at 0x%llx",
              (unsigned long long)total / 1024, (unsigned long long)image.length / 1024,
              (unsigned long long)run.length / 1024, (unsigned long long)run.start.value);
+}
+
+static bool restarts_after_panic(void) {
+    const char *word = config_text("panic");
+    if (word != NULL && strcmp(word, "off") != 0 && strcmp(word, "restart") != 0) {
+        log_warning("config: panic=%s refused: off or restart is wanted", word);
+        return false;
+    }
+    return word != NULL && strcmp(word, "restart") == 0;
 }
 
 /* The command line first, then the file: what stands in the file wins. */
@@ -61,12 +78,20 @@ static void read_configuration(const void *fdt) {
         log_warning("config: log=%s refused: error, warning, info or debug is wanted", word);
     }
     log_set_level(level);
+    panic_set_restart(restarts_after_panic());
+    scheduler_set_stall_ms(config_number("stall", 0, STALL_MS_MAX, TASK_STALL_MS));
+    scheduler_set_watchdog((unsigned)config_number("watchdog", 0, WATCHDOG_S_MAX, WATCHDOG_S));
+}
+
+const void *platter_device_tree(void) {
+    return device_tree;
 }
 
 _Noreturn void platter_start(const void *fdt) {
     if (fdt_check(fdt) != 0) {
         panic("the firmware handed over no usable device tree");
     }
+    device_tree = fdt;
     uint64_t timebase_hz = fdt_timebase_hz(fdt);
     if (arch_clock_init(timebase_hz) != 0) {
         panic("no timer: this processor has no Sstc and its firmware no SBI TIME extension; boot "
@@ -78,6 +103,7 @@ _Noreturn void platter_start(const void *fdt) {
         entropy[i] = arch_entropy();
     }
     random_seed(entropy, sizeof entropy);
+    stack_guard_set((uint64_t)random_u32() << 32 | random_u32());
     bring_up_memory(fdt);
     device_tree_read(fdt, platter_drivers);
     device_tree_probe(STAGE_POWER, STAGE_CONSOLE);

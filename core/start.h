@@ -7,7 +7,11 @@
  * once by the board, on the boot stack. Never returns. */
 _Noreturn void platter_start(const void *fdt);
 
-/* What this image is for, one per image: apps/platter.c serves disks, apps/selftest tests. */
+/* The device tree that the appliance was started with, checked as a whole. */
+const void *platter_device_tree(void);
+
+/* What this image is for, one per image: apps/platter.c serves disks, apps/selftest tests,
+ * apps/deaths dies. */
 void appliance_main(void *unused);
 
 #endif

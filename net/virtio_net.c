@@ -139,6 +139,7 @@ struct virtio_net {
     bool is_broken;
     uint64_t sent;
     uint64_t reclaimed;
+    struct segment segments[SEND_SEGMENTS_MAX]; /* of the frame being sent: too many for a stack */
 };
 
 static struct virtio_net *first;
@@ -371,7 +372,7 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
         pbuf_free(copy);
         return error;
     }
-    struct segment segments[SEND_SEGMENTS_MAX];
+    struct segment *segments = net->segments;
     unsigned count = 0;
     struct net_header *header =
         (struct net_header *)(void *)((uint8_t *)frame->payload - sizeof(struct net_header));

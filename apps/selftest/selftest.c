@@ -5,7 +5,10 @@
 
 #include "boot/arch.h"
 #include "config/limits.h"
+#include "core/dev/device_node.h"
 #include "core/log.h"
+#include "core/mem/heap.h"
+#include "core/mem/poison.h"
 #include "core/panic.h"
 #include "core/start.h"
 #include "tests/guest/guest.h"
@@ -15,6 +18,8 @@ static const struct guest_test *const tables[] = {
 };
 
 enum { TABLES = sizeof tables / sizeof tables[0] };
+
+bool heap_checks = true;
 
 static bool has_failed;
 static uint64_t random_state;
@@ -51,11 +56,21 @@ static unsigned count_tests(void) {
     return count;
 }
 
+/* Panics when the test left something behind that it should not have written. */
+static void check_memory(void) {
+    const struct device_node *node;
+    heap_check();
+    for (unsigned i = 0; (node = device_node_at(i)) != NULL; i++) {
+        io_buffer_check(node->dma_buffer);
+    }
+}
+
 static bool run_one(const struct guest_test *test, unsigned number) {
     uint64_t started_ns = arch_clock_ns();
     has_failed = false;
     random_state = number;
     test->run();
+    check_memory();
     uint64_t took_ms = (arch_clock_ns() - started_ns) / NS_PER_MS;
     log_text("%s %u - %s # %llu ms", has_failed ? "not ok" : "ok", number, test->name,
              (unsigned long long)took_ms);
@@ -74,5 +89,5 @@ void appliance_main(void *unused) {
         }
     }
     log_text("# %u of %u failed", failed, number);
-    power_off(failed != 0);
+    power_off(failed != 0 ? POWER_FAILED : POWER_OFF);
 }

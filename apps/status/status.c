@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "core/mem/heap.h"
 #include "core/mem/io_buffer.h"
+#include "core/mem/walls.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
 #include "net/stack.h"
@@ -28,6 +29,7 @@ static void dump_memory(void) {
              "IoBuffers %zu",
              heap.bytes_used / 1024, heap.bytes_total / 1024, heap.bytes_used_peak / 1024,
              heap.largest_free_run / 1024, (unsigned long long)heap.failures, io_buffer_count());
+    log_text("walls: %zu pages of tables, %zu guards", walls_table_pages(), walls_guards());
     size_t bytes;
     size_t objects;
     size_t pages;

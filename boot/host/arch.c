@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "boot/host/host.h"
+#include "core/panic.h"
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -34,10 +35,22 @@ static uint64_t entropy_state;
 
 /* What the memory map must not hand out; here it is outside of all that a test calls memory. */
 __asm__(".pushsection .bss\n"
-        ".globl image_start\n"
+        ".globl image_start, image_end, text_start, text_end, rodata_start, rodata_end\n"
+        ".globl data_start, boot_stack_guard, boot_stack_start, boot_stack_end\n"
+        ".globl fault_stack_guard, fault_stack_start, fault_stack_end\n"
         ".balign 4096\n"
-        "image_start: .zero 4096\n"
-        ".globl image_end\n"
+        "image_start:\n"
+        "text_start: .zero 4096\n"
+        "text_end:\n"
+        "rodata_start: .zero 4096\n"
+        "rodata_end:\n"
+        "data_start:\n"
+        "boot_stack_guard: .zero 4096\n"
+        "boot_stack_start: .zero 4096\n"
+        "boot_stack_end:\n"
+        "fault_stack_guard: .zero 4096\n"
+        "fault_stack_start: .zero 4096\n"
+        "fault_stack_end:\n"
         "image_end:\n"
         ".popsection\n");
 
@@ -104,6 +117,71 @@ _Noreturn void arch_halt(bool failed) {
         halt_function(failed);
     }
     exit(failed ? EXIT_FAILURE : EXIT_SUCCESS);
+}
+
+/* No table of functions: a debugger knows more. */
+extern const uint32_t symbol_count;
+extern const uint32_t symbol_entries[];
+extern const char symbol_names[];
+const uint32_t symbol_count = 0;
+const uint32_t symbol_entries[1] = {0};
+const char symbol_names[1] = "";
+
+/* --- Page tables of a machine that is not there: the tree is built, nobody looks into it --- */
+
+enum { ENTRY_LEAF = 1, ENTRY_TABLE = 2, ENTRY_ACCESS_SHIFT = 4, ENTRY_FLAGS = 0xfff };
+
+uint64_t arch_page_leaf(struct phys_addr page, unsigned access) {
+    return page.value | ENTRY_LEAF | access << ENTRY_ACCESS_SHIFT;
+}
+
+uint64_t arch_page_table(struct phys_addr table) {
+    return table.value | ENTRY_TABLE;
+}
+
+enum arch_page_kind arch_page_kind(uint64_t entry) {
+    if ((entry & ENTRY_LEAF) != 0) {
+        return ARCH_PAGE_LEAF;
+    }
+    return (entry & ENTRY_TABLE) != 0 ? ARCH_PAGE_TABLE : ARCH_PAGE_EMPTY;
+}
+
+struct phys_addr arch_page_physical(uint64_t entry) {
+    return phys_addr(entry & ~(uint64_t)ENTRY_FLAGS);
+}
+
+unsigned arch_page_access(uint64_t entry) {
+    return (unsigned)(entry & ENTRY_FLAGS) >> ENTRY_ACCESS_SHIFT;
+}
+
+unsigned arch_page_levels(uint64_t end) {
+    return end <= UINT64_C(1) << 38 ? 3 : 4;
+}
+
+int arch_pages_use(struct phys_addr root, unsigned levels) {
+    (void)root; /* the process has tables of its own */
+    (void)levels;
+    return 0;
+}
+
+void arch_pages_changed(void) {
+    /* as above */
+}
+
+_Noreturn void arch_stop(void) {
+    panic_report(&(const struct fault){.kind = FAULT_STOP, .name = "stop"});
+}
+
+/* x86-64 and aarch64 alike: the frame pointer points at the caller's, the return address follows.
+ * `frame` is the address behind the two, as on boards. */
+struct arch_frame arch_frame_read(uintptr_t frame) {
+    const uintptr_t *behind = (const uintptr_t *)frame;
+    return (struct arch_frame){.return_address = behind[-1], .caller = behind[-2]};
+}
+
+bool arch_watchdog(unsigned seconds) {
+    (void)seconds;
+    return false; /* time is virtual: it stands still while a task runs */
 }
 
 /* void host_switch(void **save_sp, void *load_sp)

@@ -21,6 +21,8 @@
 #define SBI_EXT_SRST       UINT64_C(0x53525354)
 #define SBI_EXT_START      UINT64_C(0x0a504c41) /* boot/riscv64/start */
 #define SBI_IMPL_START     UINT64_C(0x504c41)
+#define START_OWN_MEMORY   UINT64_C(0)
+#define START_WATCHDOG     UINT64_C(1)
 #define SRST_TYPE_SHUTDOWN UINT64_C(0)
 
 struct sbi_result {
@@ -126,15 +128,34 @@ void riscv_set_boot_hart(uint64_t hart) {
     boot_hart = hart;
 }
 
-void arch_firmware_range(uint64_t *start, uint64_t *length) {
+static bool has_own_start(void) {
     struct sbi_result impl = sbi_call(SBI_EXT_BASE, SBI_BASE_IMPL_ID, 0, 0);
+    return impl.error == 0 && impl.value == SBI_IMPL_START;
+}
+
+void arch_firmware_range(uint64_t *start, uint64_t *length) {
     *start = 0;
     *length = 0;
-    if (impl.error == 0 && impl.value == SBI_IMPL_START) {
-        struct sbi_result own = sbi_call(SBI_EXT_START, 0, 0, 0);
+    if (has_own_start()) {
+        struct sbi_result own = sbi_call(SBI_EXT_START, START_OWN_MEMORY, 0, 0);
         *start = own.error; /* this one call returns a plain pair: first byte and bytes */
         *length = own.value;
     }
+}
+
+/* Our own start strikes twice in `seconds`: the first time it only takes note, for the whole
+ * machine may have been stopped for a while. */
+bool arch_watchdog(unsigned seconds) {
+    static bool is_known;
+    static bool is_there;
+    if (!is_known) {
+        is_known = true;
+        is_there = has_own_start();
+    }
+    if (is_there) {
+        (void)sbi_call(SBI_EXT_START, START_WATCHDOG, seconds * tick_hz / 2, 0); /* cannot fail */
+    }
+    return is_there;
 }
 
 /* I and O as well as R and W: the ring's memory must be ordered against the notify register. */

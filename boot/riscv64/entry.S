@@ -42,7 +42,7 @@ _start:
     csrci   sstatus, 2              # SIE off: interrupts only ever end the idle wait
     la      t0, trap_entry
     csrw    stvec, t0
-    la      sp, boot_stack_top
+    la      sp, boot_stack_end
 
     la      t0, bss_start
     la      t1, bss_end
@@ -98,6 +98,7 @@ try_out:
 
 # Every trap is an exception, for interrupts are masked: either riscv_try expects it, or it is the
 # end. The registers are kept in a frame of its own and the report runs on a stack of its own.
+# arch_stop comes here too, by way of ebreak.
     .globl trap_entry
     .balign 4
 trap_entry:
@@ -147,7 +148,7 @@ trap_entry:
     csrr    a1, scause
     csrr    a2, stval
     mv      a0, t0
-    la      sp, trap_stack_top
+    la      sp, fault_stack_end
     call    riscv_trap_report
 2:  wfi
     j       2b

@@ -4,7 +4,21 @@
 #include "core/panic.h"
 #include "core/start.h"
 
-/* Privileged specification, table 4.2: exception codes of scause. */
+/* Privileged specification, table 4.2: exception codes of scause. From 24 on they are free for
+ * custom use, and boot/riscv64/start takes the first to say that its watchdog was not fed. */
+enum {
+    CAUSE_FETCH_ACCESS = 1,
+    CAUSE_BREAKPOINT = 3,
+    CAUSE_LOAD_ACCESS = 5,
+    CAUSE_STORE_ACCESS = 7,
+    CAUSE_FETCH_PAGE = 12,
+    CAUSE_LOAD_PAGE = 13,
+    CAUSE_STORE_PAGE = 15,
+    CAUSE_WATCHDOG = 24,
+};
+
+enum { REGISTER_PC = 0, REGISTER_RA = 1, REGISTER_SP = 2, REGISTER_FP = 8 };
+
 static const char *const cause_names[] = {
     "instruction address misaligned",
     "instruction access fault",
@@ -35,10 +49,53 @@ _Noreturn void riscv_start(uint64_t hart, uint64_t fdt_address) {
     platter_start((const void *)(uintptr_t)fdt_address);
 }
 
+/* A fetch from where nothing may be run: the caller is all that tells where it came from. */
+static enum fault_kind kind_of(uint64_t cause) {
+    switch (cause) {
+    case CAUSE_BREAKPOINT:
+        return FAULT_STOP;
+    case CAUSE_FETCH_ACCESS:
+    case CAUSE_FETCH_PAGE:
+        return FAULT_EXECUTE;
+    case CAUSE_LOAD_ACCESS:
+    case CAUSE_LOAD_PAGE:
+        return FAULT_READ;
+    case CAUSE_STORE_ACCESS:
+    case CAUSE_STORE_PAGE:
+        return FAULT_WRITE;
+    case CAUSE_WATCHDOG:
+        return FAULT_WATCHDOG;
+    default:
+        return FAULT_OTHER;
+    }
+}
+
 _Noreturn void riscv_trap_report(const uint64_t *registers, uint64_t cause, uint64_t value) {
-    const char *name =
-        cause < sizeof cause_names / sizeof cause_names[0] ? cause_names[cause] : "unknown trap";
-    struct panic_registers report = {register_names, registers, 32};
-    panic_with_registers(&report, "%s at pc 0x%llx, address 0x%llx", name,
-                         (unsigned long long)registers[0], (unsigned long long)value);
+    const struct fault fault = {
+        .kind = kind_of(cause),
+        .name = cause < sizeof cause_names / sizeof cause_names[0] ? cause_names[cause]
+                                                                   : "unknown trap",
+        .address = value,
+        .pc = registers[REGISTER_PC],
+        .return_address = registers[REGISTER_RA],
+        .stack_pointer = registers[REGISTER_SP],
+        .frame = registers[REGISTER_FP],
+        .register_names = register_names,
+        .registers = registers,
+        .register_count = sizeof register_names / sizeof register_names[0],
+    };
+    panic_report(&fault);
+}
+
+_Noreturn void arch_stop(void) {
+    for (;;) {
+        __asm__ volatile("ebreak");
+    }
+}
+
+/* With frame pointers, s0 points behind what a function keeps: its return address, and below it the
+ * caller's s0 (calling convention of RISC-V, frame pointer). */
+struct arch_frame arch_frame_read(uintptr_t frame) {
+    const uintptr_t *behind = (const uintptr_t *)frame;
+    return (struct arch_frame){.return_address = behind[-1], .caller = behind[-2]};
 }

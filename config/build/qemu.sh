@@ -10,7 +10,7 @@
 
 QEMU_DISKS_MAX=7 # of the board's 8 slots; the network takes one
 
-qemu_machine() { # kernel memory-MiB accel bios append
+qemu_machine() { # kernel memory-MiB accel bios append [options of the console]
   local firmware
   case $4 in
     start) firmware=$BUILD/$TARGET/start.bin ;;
@@ -21,7 +21,7 @@ qemu_machine() { # kernel memory-MiB accel bios append
     -nodefaults -no-user-config -display none
     -bios "$firmware" -kernel "$1" -append "$5"
     -global virtio-mmio.force-legacy=false
-    -chardev stdio,id=console,signal=off -serial chardev:console)
+    -chardev "stdio,id=console,signal=off${6:-}" -serial chardev:console)
 }
 
 # Adds a disk. Options are what -drive takes, each with a comma before it.

@@ -1,5 +1,5 @@
 # What is compiled, how, and into what. Called by build.sh from the top of the tree:
-#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|unit|commands}
+#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|deaths|unit|commands}
 # Third-party sources are unpacked in build/deps before make starts (fetch.sh).
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
@@ -20,16 +20,18 @@ files_below = $(sort $(foreach entry,$(wildcard $1*),$(if $(wildcard $(entry)/.)
 
 # --- Which sources make which product ------------------------------------------------------------
 
-# platter.elf = COMMON + PLATTER + libraries; selftest.elf = COMMON + SELFTEST + libraries.
+# platter.elf = COMMON + PLATTER + libraries; selftest.elf = COMMON + SELFTEST + libraries;
+# deaths.elf = COMMON + DEATHS + libraries.
 COMMON_SOURCES := \
     $(filter-out boot/$(TARGET)/start/%,$(call files_below,boot/$(TARGET)/,%.c %.S)) \
     $(wildcard boot/*.c) \
     $(call files_below,core/,%.c) \
     $(call files_below,net/,%.c) \
     $(call files_below,blk/,%.c) \
-    $(filter-out apps/platter.c apps/selftest/%,$(call files_below,apps/,%.c))
-PLATTER_SOURCES  := $(wildcard apps/platter.c)
-SELFTEST_SOURCES := $(call files_below,apps/selftest/,%.c) $(call files_below,tests/guest/,%.c)
+    $(filter-out apps/drivers.c apps/platter.c apps/selftest/% apps/deaths/%,$(call files_below,apps/,%.c))
+PLATTER_SOURCES  := $(wildcard apps/platter.c apps/drivers.c)
+DEATHS_SOURCES   := $(call files_below,apps/deaths/,%.c)
+SELFTEST_SOURCES := apps/drivers.c $(call files_below,apps/selftest/,%.c) $(call files_below,tests/guest/,%.c)
 
 # start.bin: the machine-mode start that takes the firmware's place.
 START_SOURCES := $(wildcard boot/$(TARGET)/start/*.S)
@@ -40,7 +42,7 @@ START_SOURCES := $(wildcard boot/$(TARGET)/start/*.S)
 UNIT_TESTS   := $(wildcard tests/unit/test_*.c)
 UNIT_HELPERS := $(filter-out $(UNIT_TESTS),$(wildcard tests/unit/*.c))
 HOST_EXCLUDE := net/virtio_net.c net/stack.c net/tcp_stream.c net/stream.c net/counters.c core/mem/malloc.c \
-    core/start.c apps/%
+    core/start.c core/stack_guard.c apps/%
 HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
     $(call files_below,core/,%.c) \
     $(call files_below,blk/,%.c) \
@@ -65,6 +67,10 @@ OBJCOPY := llvm-objcopy-14
 SIZE    := llvm-size-14
 STRIP_FLAGS := --strip-all
 
+# Stack bytes that one function may take: the smallest stack holds eight of them. The build fails
+# above it.
+FRAME_BYTES_MAX := 2048
+
 # The same tree gives the same bits in any folder.
 PREFIX_MAP := -ffile-prefix-map=$(CURDIR)=.
 
@@ -73,7 +79,8 @@ WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototy
 # Not -ffreestanding: clang 14 then treats memcpy and friends as unknown functions and calls them
 # even for 8 bytes. The libc that hosted code may expect is there: picolibc.
 TARGET_CODE := $(TARGET_FLAGS) -O2 -g $(PREFIX_MAP) -ffunction-sections -fdata-sections \
-    -fno-omit-frame-pointer -fno-common -nostdlibinc
+    -fno-omit-frame-pointer -fno-common -nostdlibinc -fstack-protector-strong \
+    -Werror=frame-larger-than -Wframe-larger-than=$(FRAME_BYTES_MAX)
 
 # Ours say "core/mem/heap.h". config/ is searched for quoted names only (lwIP asks for "lwipopts.h"),
 # or <limits.h> would find config/limits.h.
@@ -121,6 +128,7 @@ hosted  = $(patsubst %,$(UNIT)/obj/%.o,$(patsubst $(DEPS)/%,deps/%,$1))
 COMMON_OBJECTS   := $(call object,$(COMMON_SOURCES))
 PLATTER_OBJECTS  := $(call object,$(PLATTER_SOURCES))
 SELFTEST_OBJECTS := $(call object,$(SELFTEST_SOURCES))
+DEATHS_OBJECTS   := $(call object,$(DEATHS_SOURCES))
 LIBRARY_OBJECTS  := $(call object,$(LWIP_SOURCES) $(LIBFDT_SOURCES))
 START_OBJECTS    := $(call object,$(START_SOURCES))
 
@@ -139,6 +147,7 @@ $(call key,host-third,$(FLAGS_HOST_THIRD))
 $(call key,picolibc,$(PICOLIBC_KEY))
 $(call key,platter,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(LIBRARY_OBJECTS))
 $(call key,selftest,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(SELFTEST_OBJECTS) $(LIBRARY_OBJECTS))
+$(call key,deaths,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(DEATHS_OBJECTS) $(LIBRARY_OBJECTS))
 $(call key,start,$(TARGET_LDFLAGS) $(START_OBJECTS))
 $(call key,host-objects,$(HOST_OBJECTS))
 $(call key,helpers,$(HELPER_OBJECTS))
@@ -169,20 +178,21 @@ $(UNIT)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/host-third
 	$(call QUIET,HOST )$(CLANG) $(FLAGS_HOST_THIRD) -MD -MP -c $< -o $@
 
 # Lists of what each object depends on; a missing one is simply not there yet.
-ALL_OBJECTS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(LIBRARY_OBJECTS) \
+ALL_OBJECTS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(LIBRARY_OBJECTS) \
     $(START_OBJECTS) $(HOST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS)
 -include $(wildcard $(ALL_OBJECTS:.o=.d))
 
 # --- Products -------------------------------------------------------------------------------------
 
-.PHONY: build selftest unit commands
+.PHONY: build selftest deaths unit commands
 
 build: $(OUT)/platter.elf $(OUT)/start.bin $(BUILD)/compile_commands.json
 selftest: $(OUT)/selftest.elf $(OUT)/start.bin
+deaths: $(OUT)/deaths.elf $(OUT)/start.bin
 unit: $(TEST_PROGRAMS)
 
 # Leaves the objects that lint needs the commands of.
-commands: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(TEST_OBJECTS) \
+commands: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(TEST_OBJECTS) \
     $(HELPER_OBJECTS) $(UNIT)/libplatter-host.a $(BUILD)/compile_commands.json
 
 $(LIBC): $(KEYS)/picolibc config/build/picolibc.sh config/targets/picolibc-cross.txt.in
@@ -191,10 +201,11 @@ $(LIBC): $(KEYS)/picolibc config/build/picolibc.sh config/targets/picolibc-cross
 # The ELF with symbols is for debuggers; QEMU loads the stripped one.
 $(OUT)/platter.debug.elf: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(KEYS)/platter
 $(OUT)/selftest.debug.elf: $(COMMON_OBJECTS) $(SELFTEST_OBJECTS) $(KEYS)/selftest
-$(OUT)/platter.debug.elf $(OUT)/selftest.debug.elf: $(LIBRARY_OBJECTS) $(LIBC) $(LINK_SCRIPT)
+$(OUT)/deaths.debug.elf: $(COMMON_OBJECTS) $(DEATHS_OBJECTS) $(KEYS)/deaths
+$(OUT)/platter.debug.elf $(OUT)/selftest.debug.elf $(OUT)/deaths.debug.elf: $(LIBRARY_OBJECTS) $(LIBC) $(LINK_SCRIPT) config/build/symbols.sh config/build/link.sh
 	@echo "  LINK   $@"
-	@$(LD) $(LINK_FLAGS) -T $(LINK_SCRIPT) -Map $(@:.debug.elf=.map) -o $@ \
-	    $(filter %.o,$^) $(LIBC)
+	@config/build/link.sh $@ $(LINK_SCRIPT) "$(CLANG) $(TARGET_FLAGS)" \
+	    $(LD) $(LINK_FLAGS) $(filter %.o,$^) $(LIBC)
 
 $(OUT)/%.elf: $(OUT)/%.debug.elf
 	@$(OBJCOPY) $(STRIP_FLAGS) $< $@
@@ -216,7 +227,7 @@ $(UNIT)/test_%: $(UNIT)/obj/tests/unit/test_%.c.o $(HELPER_OBJECTS) $(UNIT)/libp
 	    $(UNIT)/libplatter-host.a -lcmocka -lpthread
 
 # One entry for each of our own files: as it is compiled for the target, else as for the host.
-COMMANDS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) \
+COMMANDS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) \
     $(filter $(UNIT)/obj/boot/host/%,$(HOST_OBJECTS))
 
 $(BUILD)/compile_commands.json: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(wildcard $(COMMANDS))

@@ -34,12 +34,15 @@ Builds what is out of date, then serves disks at nbd://localhost:10809 until Ctr
 
   --kernel FILE        another image than build/TARGET/platter.elf; nothing is built then
   --qemu WORDS         more words for QEMU, split at blanks; may be repeated
+  --restart            after a panic the guest starts anew instead of ending
   --console-in FILE    bytes read from this file or FIFO reach the guest's console
   --dry-run            print the QEMU command and leave
 
 Keys typed on a terminal reach the guest's console. Ctrl-C, and SIGTERM or SIGHUP to this process,
 ask the guest to drain, flush and power off; a second one, or 10 seconds, end QEMU at once. The exit
-status is QEMU's: 0 after a clean power-off.
+status is QEMU's: 0 after a clean power-off, 1 when a disk could not be flushed, 100 after a panic, 101
+when the watchdog ended it. After the last two the report is printed again, with source lines where
+they are known.
 END
 }
 
@@ -75,6 +78,7 @@ run_parse() {
         ;;
       --console-in) RUN_CONSOLE_IN=$2 ;;
       --dhcp) RUN_DHCP=yes && shift && continue ;;
+      --restart) RUN_APPEND+=" panic=restart" && shift && continue ;;
       --dry-run) RUN_DRY=yes && shift && continue ;;
       -h | --help) run_usage && exit ;;
       *) die "run: unknown option $1; see ./build.sh run --help" ;;
@@ -228,12 +232,39 @@ run_watchdog() {
   kill -KILL "$RUN_QEMU" 2>/dev/null
 }
 
+# A report of a panic (core/report.c) once more, where it is seen: the last one on the console. Return
+# addresses get their source lines from the image with symbols beside the one that ran.
+run_report() { # status
+  local debug=${RUN_KERNEL%.elf}.debug.elf line word address
+  local -a report=() lines=()
+  mapfile -t report < <(tr -d '\r' <"$RUN_CONSOLE_LOG" | awk '
+    /^---$/ { text = ""; keeps = 1 }
+    keeps { text = text $0 "\n" }
+    /^--- end of report/ { keeps = 0 }
+    END { printf "%s", text }')
+  ((${#report[@]})) || return 0
+  mv "$RUN_CONSOLE_LOG" "$BUILD/panic.log"
+  say "The appliance ended in a panic (exit status $1). Its report once more; all it said is in $BUILD/panic.log:"
+  for line in "${report[@]}"; do
+    read -r word address _ <<<"$line"
+    if [[ $word == at || $word == from ]] && [[ -e $debug && $address =~ ^[0-9a-f]{16}$ ]]; then
+      # A call stands before the address that it returns to.
+      [[ $word == at ]] || printf -v address '%x' $((16#$address - 1))
+      mapfile -t lines < <(llvm-addr2line-14 -e "$debug" "0x$address" 2>/dev/null || true)
+      address=${lines[0]:-??} address=${address//.\//}
+      [[ $address == '??'* ]] || line+="  ${address#"$PWD/"}"
+    fi
+    say "$line"
+  done
+}
+
 run_on_exit() {
   if ((${#RUN_HELPERS[@]})); then
     kill "${RUN_HELPERS[@]}" 2>/dev/null || true
   fi
   [[ -z $RUN_TERMINAL ]] || stty "$RUN_TERMINAL" || true
   [[ $RUN_NET != passt ]] || rm -f "$RUN_SOCKET"
+  [[ -z $RUN_CONSOLE_LOG ]] || rm -f "$RUN_CONSOLE_LOG"
 }
 
 # Keys go to the guest one at a time as they are typed; Ctrl-C stays a signal to us.
@@ -264,7 +295,7 @@ run_qemu() {
 run_main() {
   RUN_DISKS=() RUN_FORMATS=() RUN_HELPERS=() RUN_QEMU_WORDS=()
   RUN_DRIVE='' RUN_APPEND='' RUN_CACHE='' RUN_TAP='' RUN_SOCKET='' RUN_IP='' RUN_GW='' RUN_KERNEL=''
-  RUN_CONSOLE_IN='' RUN_DHCP='' RUN_ADDRESS='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
+  RUN_CONSOLE_IN='' RUN_CONSOLE_LOG='' RUN_DHCP='' RUN_ADDRESS='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
   RUN_PORT=10809 RUN_LISTEN=127.0.0.1 RUN_MEMORY=256 RUN_BIOS=start RUN_ACCEL=tcg RUN_AIO=threads RUN_NET=user
   RUN_STOPPING=0 RUN_INTERRUPTED=0
 
@@ -283,7 +314,10 @@ run_main() {
   fi
 
   local -i index
-  qemu_machine "$RUN_KERNEL" "$RUN_MEMORY" "$RUN_ACCEL" "$RUN_BIOS" "$RUN_ADDRESS$RUN_APPEND"
+  mkdir -p "$BUILD"
+  RUN_CONSOLE_LOG=$BUILD/console.$$.log
+  qemu_machine "$RUN_KERNEL" "$RUN_MEMORY" "$RUN_ACCEL" "$RUN_BIOS" "$RUN_ADDRESS$RUN_APPEND" \
+    ",logfile=$RUN_CONSOLE_LOG"
   qemu_network "$RUN_NETDEV"
   for index in "${!RUN_DISKS[@]}"; do
     qemu_disk "$index" "${RUN_DISKS[index]}" "${RUN_FORMATS[index]}" \
@@ -312,5 +346,6 @@ run_main() {
   done
   # After two interrupted waits bash 5.2 has lost the status.
   ((RUN_STOPPING < 2)) || status=137
+  ((status != 100 && status != 101)) || run_report "$status"
   exit "$status"
 }

@@ -110,7 +110,7 @@ test_guest() { # [sleeps]
   rm -f "$TEST_OUT"/guest-disk*.img
   truncate -s 64M "$TEST_OUT/guest-disk0.img"
   truncate -s 8M "$TEST_OUT/guest-disk1.img"
-  qemu_machine "$BUILD/$TARGET/selftest.elf" 256 tcg start "ip=10.0.2.15/24 gw=10.0.2.2 sleeps=$sleeps"
+  qemu_machine "$BUILD/$TARGET/selftest.elf" 256 tcg start "ip=10.0.2.15/24 gw=10.0.2.2 sleeps=$sleeps watchdog=60"
   qemu_network user
   qemu_disk 0 "$TEST_OUT/guest-disk0.img" raw ""
   qemu_disk 1 "$TEST_OUT/guest-disk1.img" raw ",readonly=on"
@@ -123,6 +123,7 @@ test_e2e() { # pytest argument…
   local report=$TEST_OUT/e2e.xml status=0 word
   local -i tests=0 failed=0 skipped=0
   build_appliance
+  build_make deaths
   rm -f "$report"
   PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=30 "$TEST_E2E_SECONDS" \
     /usr/bin/python3 -m pytest tests/e2e -q -p no:cacheprovider --junitxml="$report" "$@" >&2 || status=$?

@@ -12,6 +12,7 @@
 #include "core/dev/fdt.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
+#include "core/mem/walls.h"
 #include "core/panic.h"
 
 /* What a node hands down to its children. */
@@ -238,9 +239,24 @@ static void release_dma(struct device_node *node) {
     }
 }
 
+static int map_registers(const struct device_node *node) {
+    for (unsigned i = 0; i < node->reg_count; i++) {
+        int error = walls_map_device(node->regs[i]);
+        if (error) {
+            return log_error(error, "%s: its registers, %llu bytes at 0x%llx, cannot be mapped",
+                             node->name, (unsigned long long)node->regs[i].length,
+                             (unsigned long long)node->regs[i].start.value);
+        }
+    }
+    return 0;
+}
+
 int device_bind(struct device_node *node) {
-    (void)inject_dma(node); /* said in the log; a driver that cannot do without fails its probe */
-    int error = node->driver->probe(node);
+    int error = map_registers(node);
+    if (!error) {
+        (void)inject_dma(node); /* said in the log; a driver that needs it fails its probe */
+        error = node->driver->probe(node);
+    }
     if (error == 0) {
         node->state = DEVICE_BOUND;
         return 0;

@@ -32,6 +32,10 @@ int fdt_check(const void *blob) {
     return 0;
 }
 
+uint64_t fdt_bytes(const void *fdt) {
+    return fdt_totalsize(fdt);
+}
+
 uint64_t fdt_cells(const void *property, unsigned cells) {
     const fdt32_t *cell = property;
     uint64_t value = 0;

@@ -13,6 +13,9 @@
 /* 0 when `blob` is a whole, consistent tree of at most FDT_BYTES_MAX; -EINVAL, said in the log. */
 int fdt_check(const void *blob);
 
+/* Length of a checked tree, in bytes. */
+uint64_t fdt_bytes(const void *fdt);
+
 /* All memory less reservations, reserved nodes and the tree itself. The map starts empty. */
 int fdt_read_memory(const void *fdt, struct memory_map *map);
 

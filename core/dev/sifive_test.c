@@ -9,13 +9,14 @@
 #include "core/panic.h"
 
 /* QEMU, include/hw/misc/sifive_test.h: the low half says what, the high half the exit status. */
-enum { FINISHER_FAIL = 0x3333, FINISHER_PASS = 0x5555, FAILED_STATUS = 1 };
+enum { FINISHER_FAIL = 0x3333, FINISHER_PASS = 0x5555, FINISHER_RESET = 0x7777 };
 
 static struct mmio finisher;
 
-static void finish(void *unused, bool failed) {
+static void finish(void *unused, enum power_end end, bool restart) {
     (void)unused; /* there is one */
-    mmio_write32(&finisher, 0, failed ? FAILED_STATUS << 16 | FINISHER_FAIL : FINISHER_PASS);
+    uint32_t word = end == POWER_OFF ? FINISHER_PASS : (uint32_t)end << 16 | FINISHER_FAIL;
+    mmio_write32(&finisher, 0, restart ? FINISHER_RESET : word);
 }
 
 static int finisher_probe(struct device_node *node) {

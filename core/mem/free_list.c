@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "core/mem/poison.h"
 #include "core/panic.h"
 
 #define WORD_USED   UINT32_C(0x40000000)
@@ -77,6 +78,7 @@ static void bin_remove(struct free_list *list, struct free_run *run) {
     }
     list->page_words[index] = 0;
     list->page_words[index + run->pages - 1] = 0;
+    poison_fill(run, sizeof *run);
 }
 
 int free_list_init(struct free_list *list, void *start, size_t bytes) {
@@ -92,6 +94,7 @@ int free_list_init(struct free_list *list, void *start, size_t bytes) {
     list->page_words = start;
     list->page_count = pages - word_pages;
     bump_init(&list->bump, (char *)start + word_pages * PAGE_BYTES, list->page_count * PAGE_BYTES);
+    list->poisoned_end = list->bump.start;
     return 0;
 }
 
@@ -120,7 +123,13 @@ static void *take_from_bump(struct free_list *list, size_t pages) {
         return NULL;
     }
     memset(&list->page_words[index], 0, pages * sizeof(uint32_t));
-    return bump_take(&list->bump, pages * PAGE_BYTES);
+    void *run = bump_take(&list->bump, pages * PAGE_BYTES);
+    if (list->poisoned_end < list->bump.next) {
+        /* Never used before: what is found there means nothing. */
+        poison_fill((void *)list->poisoned_end, list->bump.next - list->poisoned_end);
+        list->poisoned_end = list->bump.next;
+    }
+    return run;
 }
 
 /* Marks a run free, joins it with its neighbours, and hands it back to the bump pointer when it is
@@ -166,6 +175,7 @@ void *free_list_take(struct free_list *list, size_t pages, size_t align_pages) {
         list->failures++;
         return NULL;
     }
+    poison_expect(run, (pages + extra) * PAGE_BYTES);
     if (extra != 0) {
         uintptr_t aligned = align_up((uintptr_t)run, align_pages * PAGE_BYTES);
         size_t before = (aligned - (uintptr_t)run) / PAGE_BYTES;
@@ -209,7 +219,32 @@ void free_list_give(struct free_list *list, void *run) {
     ASSERT(list->pages_used >= pages);
     list->pages_used -= pages;
     list->page_words[page_index(list, run)] = 0;
+    poison_fill(run, pages * PAGE_BYTES);
     put_free(list, run, pages);
+}
+
+bool free_list_look(const struct free_list *list, const void *page, struct free_list_place *place) {
+    size_t index = page_index(list, page);
+    while (list->page_words[index] == 0 || (list->page_words[index] & WORD_KIND) == WORD_TAIL) {
+        if (index == 0) {
+            return false;
+        }
+        index--;
+    }
+    *place =
+        (struct free_list_place){.run = page_at(list, index),
+                                 .pages = list->page_words[index] & WORD_LENGTH,
+                                 .is_used = (list->page_words[index] & WORD_KIND) == WORD_USED};
+    return true;
+}
+
+void free_list_check(const struct free_list *list) {
+    for (unsigned bin = 0; bin < FREE_LIST_BINS; bin++) {
+        for (const struct free_run *run = list->bins[bin]; run != NULL; run = run->next) {
+            poison_expect(run + 1, run->pages * PAGE_BYTES - sizeof *run);
+        }
+    }
+    poison_expect((const void *)list->bump.next, list->poisoned_end - list->bump.next);
 }
 
 size_t free_list_pages_free(const struct free_list *list) {

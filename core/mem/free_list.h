@@ -22,6 +22,7 @@ struct free_list {
     struct free_run *bins[FREE_LIST_BINS]; /* runs of [2^n, 2^(n+1)) pages */
     size_t pages_used;
     size_t pages_used_peak;
+    uintptr_t poisoned_end; /* the bump pointer has been here: what lies below was released */
     uint64_t failures;
 };
 
@@ -41,6 +42,18 @@ size_t free_list_run_pages(const struct free_list *list, const void *run);
 
 /* True when `pointer` lies in a page that this list could have handed out. */
 bool free_list_covers(const struct free_list *list, const void *pointer);
+
+/* The run that `page`, which this list covers, lies in: its first byte, its length in pages and
+ * whether it is in use. Walks back to where the run begins: for reports. */
+struct free_list_place {
+    void *run;
+    size_t pages;
+    bool is_used;
+};
+bool free_list_look(const struct free_list *list, const void *page, struct free_list_place *place);
+
+/* With heap_checks (poison.h): panics when a free run was written to. */
+void free_list_check(const struct free_list *list);
 
 size_t free_list_pages_free(const struct free_list *list);
 size_t free_list_largest_run(const struct free_list *list);

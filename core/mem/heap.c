@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core/mem/free_list.h"
+#include "core/mem/poison.h"
 #include "core/panic.h"
 
 #define SLAB_MAGIC UINT32_C(0x51ab51ab)
@@ -103,6 +104,7 @@ static struct slab *slab_create(struct size_class *class) {
     slab->magic = SLAB_MAGIC;
     slab->class_index = (uint16_t)(class - classes);
     char *object = (char *)slab + class->first;
+    poison_fill(object, (size_t) class->count * class->bytes);
     for (unsigned i = 0; i < class->count; i++, object += class->bytes) {
         *(void **)(void *)object = i + 1u < class->count ? object + class->bytes : NULL;
     }
@@ -131,6 +133,7 @@ static void *class_take(struct size_class *class) {
     ASSERT(index < class->count && (slab->used[index / 64] & bit) == 0);
     slab->used[index / 64] |= bit;
     slab->free_object = *(void **)(void *)object;
+    poison_expect(object + sizeof(void *), class->bytes - sizeof(void *));
     slab->objects_used++;
     class->objects_used++;
     if (slab->free_object == NULL) {
@@ -163,6 +166,7 @@ static void class_give(struct slab *slab, void *object) {
     if (slab->free_object == NULL) {
         slab_list_insert(class, slab);
     }
+    poison_fill(object, class->bytes);
     *(void **)object = slab->free_object;
     slab->free_object = object;
     slab->objects_used--;
@@ -278,6 +282,51 @@ bool heap_get_class(unsigned index, size_t *object_bytes, size_t *objects, size_
     *object_bytes = classes[index].bytes;
     *objects = classes[index].objects_used;
     *pages = classes[index].slabs;
+    return true;
+}
+
+static void check_slab(const struct size_class *class, const struct slab *slab) {
+    for (const void *object = slab->free_object; object != NULL;
+         object = *(const void *const *)object) {
+        poison_expect((const char *)object + sizeof(void *), class->bytes - sizeof(void *));
+    }
+}
+
+void heap_check(void) {
+    for (unsigned i = 0; heap_checks && i < CLASS_COUNT; i++) {
+        const struct size_class *class = &classes[i];
+        for (const struct slab *slab = class->with_room; slab != NULL; slab = slab->next) {
+            check_slab(class, slab);
+        }
+        if (class->spare != NULL) {
+            check_slab(class, class->spare);
+        }
+    }
+    free_list_check(&runs);
+}
+
+bool heap_look(uintptr_t address, struct heap_place *place) {
+    const void *page = (const void *)align_down(address, PAGE_BYTES);
+    struct free_list_place run;
+    if (!is_ready || !free_list_covers(&runs, page) || !free_list_look(&runs, page, &run)) {
+        return false;
+    }
+    *place = (struct heap_place){.offset = address - (uintptr_t)run.run,
+                                 .bytes = run.pages * PAGE_BYTES,
+                                 .is_used = run.is_used};
+    const struct slab *slab =
+        slab_of((const void *)(address | 1)); /* the first byte is the slab's */
+    if (slab != NULL) {
+        const struct size_class *class = &classes[slab->class_index];
+        size_t offset = address % PAGE_BYTES;
+        unsigned index =
+            offset < class->first ? class->count : object_index(class, offset - class->first);
+        *place = (struct heap_place){.bytes = index < class->count ? class->bytes : 0};
+        if (index < class->count) {
+            place->offset = offset - class->first - (size_t)index * class->bytes;
+            place->is_used = (slab->used[index / 64] >> (index % 64) & 1) != 0;
+        }
+    }
     return true;
 }
 

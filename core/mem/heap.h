@@ -31,6 +31,18 @@ void heap_get_stats(struct heap_stats *stats);
 /* One size class: object size in bytes, objects in use, pages held. False past the last class. */
 bool heap_get_class(unsigned index, size_t *object_bytes, size_t *objects, size_t *pages);
 
+/* With heap_checks (poison.h): panics when a released object or run was written to. */
+void heap_check(void);
+
+/* What a byte of the heap belongs to. */
+struct heap_place {
+    size_t offset;
+    size_t bytes; /* of the object or run; 0 for the heap's own records */
+    bool is_used;
+};
+/* False when `address` is not in the heap. */
+bool heap_look(uintptr_t address, struct heap_place *place);
+
 #ifdef PLATTER_HOST
 /* Unit tests start from an empty heap again. */
 void heap_forget(void);

@@ -2,11 +2,36 @@
 #include "core/mem/io_buffer.h"
 
 #include <errno.h>
+#include <stdint.h>
+#include <string.h>
 
 #include "core/log.h"
 #include "core/mem/heap.h"
+#include "core/mem/poison.h"
+#include "core/panic.h"
+
+enum { RED_ZONE_BYTE = 0x7e };
 
 static size_t alive;
+
+/* What is taken for a buffer; with checks a page more, all of it behind the buffer a red zone. */
+static size_t whole_bytes(size_t bytes) {
+    return align_up(bytes, PAGE_BYTES) + (heap_checks ? PAGE_BYTES : 0);
+}
+
+void io_buffer_check(const struct io_buffer *buffer) {
+    if (!heap_checks || !io_buffer_is_valid(buffer)) {
+        return;
+    }
+    const uint8_t *memory = buffer->memory;
+    for (size_t i = buffer->bytes; i < whole_bytes(buffer->bytes); i++) {
+        if (memory[i] != RED_ZONE_BYTE) {
+            panic(
+                "io_buffer: byte %zu of the %zu bytes at %p was written, and there is no such byte",
+                i, buffer->bytes, buffer->memory);
+        }
+    }
+}
 
 int io_buffer_init(struct io_buffer *buffer, size_t bytes, size_t align) {
     *buffer = (struct io_buffer){0};
@@ -17,17 +42,21 @@ int io_buffer_init(struct io_buffer *buffer, size_t bytes, size_t align) {
     if (!is_power_of_two(align)) {
         return log_error(-EINVAL, "io_buffer: alignment %zu is not a power of two", align);
     }
-    if (!add_fits(bytes, align, &sum) || !add_fits(sum, PAGE_BYTES, &sum)) {
+    if (!add_fits(bytes, align, &sum) || !add_fits(sum, 2 * PAGE_BYTES, &sum)) {
         return log_error(-EINVAL, "io_buffer: %zu bytes at alignment %zu wrap", bytes, align);
     }
     /* Whole pages: a device never shares one with the heap's own objects. */
     size_t pages_align = align > PAGE_BYTES ? align : PAGE_BYTES;
-    void *memory = heap_alloc_aligned(pages_align, align_up(bytes, PAGE_BYTES));
+    size_t whole = whole_bytes(bytes);
+    void *memory = heap_alloc_aligned(pages_align, whole);
     if (memory == NULL) {
         return log_error(-ENOMEM, "io_buffer: no %zu bytes at alignment %zu left", bytes, align);
     }
     buffer->memory = memory;
     buffer->bytes = bytes;
+    if (heap_checks) {
+        memset((char *)memory + bytes, RED_ZONE_BYTE, whole - bytes);
+    }
     alive++;
     return 0;
 }
@@ -36,6 +65,7 @@ void io_buffer_release(struct io_buffer *buffer) {
     if (!io_buffer_is_valid(buffer)) {
         return;
     }
+    io_buffer_check(buffer);
     heap_free(buffer->memory);
     *buffer = (struct io_buffer){0};
     alive--;

@@ -27,6 +27,10 @@ int io_buffer_init(struct io_buffer *buffer, size_t bytes, size_t align);
 /* Returns the memory; releasing an empty buffer does nothing, so twice is harmless. */
 void io_buffer_release(struct io_buffer *buffer);
 
+/* With heap_checks (poison.h): panics when a byte behind the buffer was written. So does releasing
+ * one. */
+void io_buffer_check(const struct io_buffer *buffer);
+
 /* `to` becomes the owner and releases what it held; `from` is empty afterwards. Moving onto itself
  * changes nothing. */
 void io_buffer_move(struct io_buffer *to, struct io_buffer *from);

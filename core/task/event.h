@@ -11,6 +11,7 @@ struct task;
 /* All-zero is an event that nobody signalled. */
 struct event {
     bool is_set;
+    bool is_external; /* a device or an interrupt may signal it: waiting for it is no deadlock */
     struct task *first_waiter;
 };
 

@@ -14,7 +14,8 @@
 #include "boot/arch.h"
 #include "config/limits.h"
 #include "core/log.h"
-#include "core/mem/heap.h"
+#include "core/mem/addr.h"
+#include "core/mem/walls.h"
 #include "core/panic.h"
 #include "core/task/task.h"
 #include "core/task/timer.h"
@@ -42,7 +43,7 @@ struct task {
     bool timed_out;
     void (*entry)(void *arg);
     void *arg;
-    uint8_t *stack;
+    uint8_t *stack; /* with a guard page below, which belongs to it */
     size_t stack_bytes;
     uint64_t runs;
     struct task *next_alive;
@@ -63,6 +64,9 @@ static unsigned (*irq_dispatch)(void);
 static uint64_t now_ns;
 static uint64_t irq_looked_ns;
 static uint64_t log_drained_ns;
+static uint64_t stall_ns = TASK_STALL_MS * NS_PER_MS;
+static unsigned watchdog_s;
+static uint64_t watchdog_fed_ns;
 static bool is_running;
 static bool should_stop;
 static struct scheduler_stats stats;
@@ -173,18 +177,35 @@ static void task_begin(void *arg) {
     panic("task %s runs after its end", task->name);
 }
 
+/* A guard, then `stack_bytes`. */
+static uint8_t *stack_create(size_t stack_bytes) {
+    uint8_t *guard = aligned_alloc(PAGE_BYTES, PAGE_BYTES + stack_bytes);
+    if (guard == NULL) {
+        return NULL;
+    }
+    if (walls_put_guard(guard) != 0) {
+        free(guard);
+        return NULL;
+    }
+    return memset(guard + PAGE_BYTES, STACK_FILL, stack_bytes);
+}
+
+static void stack_destroy(uint8_t *stack) {
+    walls_remove_guard(stack - PAGE_BYTES);
+    free(stack - PAGE_BYTES);
+}
+
 struct task *task_create(const char *name, void (*entry)(void *arg), void *arg,
                          size_t stack_bytes) {
     stack_bytes = align_up(stack_bytes != 0 ? stack_bytes : TASK_STACK_BYTES, PAGE_BYTES);
     struct task *task = alive_count < TASKS_MAX ? calloc(1, sizeof *task) : NULL;
-    uint8_t *stack = task != NULL ? aligned_alloc(PAGE_BYTES, stack_bytes) : NULL;
+    uint8_t *stack = task != NULL ? stack_create(stack_bytes) : NULL;
     if (stack == NULL) {
         free(task);
         (void)log_error(-ENOMEM, "task %s: no memory for a stack of %zu bytes, or %u tasks alive",
                         name, stack_bytes, alive_count); /* NULL tells the caller */
         return NULL;
     }
-    memset(stack, STACK_FILL, stack_bytes);
     task->name = name;
     task->entry = entry;
     task->arg = arg;
@@ -209,7 +230,7 @@ static void task_destroy(struct task *task) {
     }
     *link = task->next_alive;
     alive_count--;
-    free(task->stack);
+    stack_destroy(task->stack);
     free(task);
 }
 
@@ -239,6 +260,8 @@ int task_get_info(unsigned index, struct task_info *info) {
     *info = (struct task_info){.name = task->name,
                                .state = task->state,
                                .runs = task->runs,
+                               .event = task->state == TASK_WAITING ? task->event : NULL,
+                               .stack = task->stack,
                                .stack_bytes = task->stack_bytes,
                                .stack_used_peak = stack_used_peak(task)};
     return 0;
@@ -247,6 +270,7 @@ int task_get_info(unsigned index, struct task_info *info) {
 void scheduler_add_source(struct poll_source *source) {
     ASSERT(source_count < POLL_SOURCES_MAX);
     sources[source_count++] = source;
+    source->event->is_external = true;
     source->disarm(source->arg);
 }
 
@@ -307,6 +331,20 @@ static void count_rescue(void) {
     }
 }
 
+/* No timer is set: then somebody outside must be able to wake a task, or nothing will ever happen
+ * again. */
+static void panic_if_deadlocked(void) {
+    if (alive == NULL) {
+        return;
+    }
+    for (const struct task *task = alive; task != NULL; task = task->next_alive) {
+        if (task->event != NULL && task->event->is_external) {
+            return;
+        }
+    }
+    panic("deadlock: no task is ready, none waits for a time, and no device can wake any");
+}
+
 /* The order matters. (1) Each ring is told that we want an interrupt: a store to memory. (2) That
  * store must be visible before (3) the last look, a load; otherwise the device may have decided not
  * to interrupt while we do not see its entry yet, and both sides wait (VIRTIO 1.3, 2.7.7.1).
@@ -330,6 +368,9 @@ static void sleep_until_something_happens(void) {
         uint64_t net_ns = arch_clock_ns() + IDLE_NET_MS * NS_PER_MS;
         uint64_t deadline_ns = timers_next_deadline();
         stats.sleeps++;
+        if (deadline_ns == DEADLINE_NEVER) {
+            panic_if_deadlocked();
+        }
         arch_idle_until(deadline_ns < net_ns ? deadline_ns : net_ns);
     }
     if (!found) {
@@ -352,13 +393,29 @@ static void run_task(struct task *task) {
     arch_context_switch(&scheduler_context, &task->context);
     current = NULL;
     now_ns = arch_clock_ns();
-    if (now_ns - started_ns > TASK_STALL_MS * NS_PER_MS) {
+    if (now_ns - started_ns > stall_ns) {
         stats.stalls++;
         log_warning("task %s kept the processor for %llu ms", task->name,
                     (unsigned long long)((now_ns - started_ns) / NS_PER_MS));
     }
     if (task->state == TASK_ENDED) {
         task_destroy(task);
+    }
+}
+
+void scheduler_set_stall_ms(uint64_t ms) {
+    stall_ns = ms != 0 ? ms * NS_PER_MS : UINT64_MAX;
+}
+
+void scheduler_set_watchdog(unsigned seconds) {
+    watchdog_s = seconds;
+}
+
+static void feed_watchdog(void) {
+    watchdog_fed_ns = now_ns;
+    if (watchdog_s != 0 && !arch_watchdog(watchdog_s)) {
+        watchdog_s = 0;
+        log_info("watchdog: this firmware has none; a task that never yields goes unnoticed");
     }
 }
 
@@ -369,6 +426,9 @@ static void turn(void) {
     (void)poll_sources(); /* its signals are its result */
     if (now_ns - irq_looked_ns > IRQ_LOOK_NS) {
         (void)look_for_interrupts(); /* handlers signal what there is to do */
+    }
+    if (now_ns - watchdog_fed_ns > WATCHDOG_FEED_MS * NS_PER_MS) {
+        feed_watchdog();
     }
     if (now_ns - log_drained_ns > LOG_BUSY_NS) {
         log_drained_ns = now_ns;
@@ -391,6 +451,7 @@ void scheduler_run(void) {
     is_running = true;
     should_stop = false;
     now_ns = arch_clock_ns();
+    feed_watchdog();
     while (!should_stop) {
         turn();
     }

@@ -35,6 +35,13 @@ void scheduler_set_sleep_barrier(void (*barrier)(void *arg), void *arg);
  * how many interrupts it handled. */
 void scheduler_set_irq_dispatch(unsigned (*dispatch)(void));
 
+/* A task that keeps the processor for longer is named in the log; 0 for never. */
+void scheduler_set_stall_ms(uint64_t ms);
+
+/* From the beginning of `scheduler_run` the machine is ended with a report when the scheduler has
+ * not turned for `seconds`; 0 for never. Where the board has no watchdog, the log says so. */
+void scheduler_set_watchdog(unsigned seconds);
+
 /* Runs until `scheduler_stop`; on boards for ever. Called once, on the boot stack. */
 void scheduler_run(void);
 

@@ -43,6 +43,8 @@ struct task_info {
     const char *name;
     enum task_state state;
     uint64_t runs;
+    const struct event *event; /* waited for; NULL when only for time */
+    const void *stack;         /* its first byte, with a guard page below */
     size_t stack_bytes;
     size_t stack_used_peak; /* found by the fill pattern */
 };

@@ -71,6 +71,7 @@ struct chain {
 enum { NO_TABLE = -1 };
 
 struct virtqueue {
+    struct virtqueue *next_alive;
     struct virtio_transport *transport;
     const char *name;
     unsigned index;
@@ -174,6 +175,36 @@ static void fill_free_lists(struct virtqueue *queue) {
     queue->free_table_count = queue->table_count;
 }
 
+/* --- In every report of a panic: the state of all queues --- */
+
+static struct virtqueue *alive;
+
+static void dump_alive(void *unused) {
+    (void)unused; /* there is one list */
+    for (const struct virtqueue *queue = alive; queue != NULL; queue = queue->next_alive) {
+        virtqueue_dump(queue);
+    }
+}
+
+static void join_alive(struct virtqueue *queue) {
+    static bool is_dump_added;
+    if (!is_dump_added) {
+        is_dump_added = true;
+        panic_add_dump(dump_alive, NULL);
+    }
+    queue->next_alive = alive;
+    alive = queue;
+}
+
+static void leave_alive(const struct virtqueue *queue) {
+    struct virtqueue **link = &alive;
+    while (*link != queue) {
+        ASSERT(*link != NULL);
+        link = &(*link)->next_alive;
+    }
+    *link = queue->next_alive;
+}
+
 struct virtqueue *virtqueue_create(struct virtio_transport *transport, struct io_buffer *memory,
                                    const struct virtqueue_config *config) {
     const char *device = transport->node->name;
@@ -210,6 +241,7 @@ struct virtqueue *virtqueue_create(struct virtio_transport *transport, struct io
                                      phys_of(queue->used)) != 0) {
         goto free_queue;
     }
+    join_alive(queue);
     return queue;
 
 free_queue:
@@ -221,6 +253,7 @@ free_queue:
 
 void virtqueue_destroy(struct virtqueue *queue) {
     if (queue != NULL) {
+        leave_alive(queue);
         free_memory(queue);
     }
 }
@@ -455,9 +488,12 @@ const struct virtqueue_stats *virtqueue_get_stats(const struct virtqueue *queue)
 }
 
 void virtqueue_dump(const struct virtqueue *queue) {
-    log_text("  %s queue %s: size %u, in flight %u, free %u, available %u (published %u), used %u "
+    log_text("  %s status 0x%02x, queue %s: size %u, in flight %u, free %u, available %u "
+             "(published %u), used %u "
              "(seen %u)%s",
-             queue->transport->node->name, queue->name, queue->size, queue->in_flight,
-             queue->free_count, queue->available_index, queue->published_index, queue->used->index,
-             queue->used_seen, queue->is_broken ? ", broken" : "");
+             queue->transport->node->name,
+             (unsigned)queue->transport->ops->status_read(queue->transport), queue->name,
+             queue->size, queue->in_flight, queue->free_count, queue->available_index,
+             queue->published_index, queue->used->index, queue->used_seen,
+             queue->is_broken ? ", broken" : "");
 }

@@ -132,8 +132,8 @@ static bool check_write_and_read(void) {
 /* As many segments as a request may have, none of them whole blocks but their sum. */
 static bool check_odd_segments(void) {
     static uint64_t back[64 * 1024 / 8];
-    struct segment out[BLOCK_SEGMENTS_MAX];
-    struct segment in[BLOCK_SEGMENTS_MAX];
+    static struct segment out[BLOCK_SEGMENTS_MAX];
+    static struct segment in[BLOCK_SEGMENTS_MAX];
     unsigned count = block_segments_max(disk);
     uint32_t at = 0;
     for (unsigned i = 0; i < count; i++) {

@@ -79,7 +79,7 @@ static void a_file_that_the_host_did_not_give_is_absent(void) {
 }
 
 static void a_file_of_the_host_is_read_whole_or_refused(void) {
-    char buf[COMMAND_LINE_MAX];
+    static char buf[COMMAND_LINE_MAX];
     long length = fwcfg_read_file("etc/boot-fail-wait", buf, sizeof buf);
     EXPECT(length == 4);
     EXPECT(fwcfg_read_file("etc/boot-fail-wait", buf, 3) == -E2BIG);

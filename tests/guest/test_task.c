@@ -126,12 +126,20 @@ static void two_tasks_wake_each_other_without_losing_a_signal(void) {
 static struct event stay;
 static struct event stayed;
 
-static void use_stack(void *unused) {
-    (void)unused;
-    volatile char deep[12000];
+enum { DEEP_FRAMES = 12, DEEP_FRAME_BYTES = 1000 };
+
+static unsigned go_deep(unsigned frames) {
+    volatile char deep[DEEP_FRAME_BYTES] = {0};
     for (unsigned i = 0; i < sizeof deep; i++) {
         deep[i] = 1;
     }
+    return frames > 1 ? go_deep(frames - 1) + (unsigned)deep[frames % DEEP_FRAME_BYTES]
+                      : 1; /* the sum keeps it a call */
+}
+
+static void use_stack(void *unused) {
+    (void)unused;
+    EXPECT(go_deep(DEEP_FRAMES) == DEEP_FRAMES);
     event_signal(&stayed);
     (void)task_wait(&stay, DEADLINE_NEVER); /* only the signal ends it */
 }
@@ -142,7 +150,7 @@ static void the_deepest_use_of_a_stack_is_told(void) {
     EXPECT(task_wait(&stayed, arch_clock_ns() + 10 * NS_PER_S) == 0);
     unsigned last = tasks_alive() - 1;
     EXPECT(task_get_info(last, &info) == 0);
-    EXPECT(info.stack_used_peak >= 12000 && info.stack_used_peak < 16000);
+    EXPECT(info.stack_used_peak >= DEEP_FRAMES * DEEP_FRAME_BYTES && info.stack_used_peak < 16000);
     event_signal(&stay);
     task_yield();
 }

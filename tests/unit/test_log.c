@@ -169,7 +169,7 @@ static void dump(void *arg) {
 
 TEST(a_panic_reports_what_and_who_and_the_dumps) {
     assert_panics("PANIC: 7 is too many", panic("%d is too many", 7));
-    assert_panics("task: boot", panic("who"));
+    assert_panics("task  boot", panic("who"));
     assert_panics("state of the ring", {
         panic_add_dump(dump, (void *)(uintptr_t) "the ring");
         panic("with state");
@@ -192,20 +192,68 @@ TEST(a_panic_within_a_panic_ends_all_the_same) {
 TEST(a_panic_names_its_registers) {
     static const char *const names[] = {"pc", "ra", "sp", "gp", "tp"};
     static const uint64_t values[] = {1, 2, 3, 4, 0xdeadbeef};
-    static const struct panic_registers registers = {names, values, 5};
-    assert_panics("tp 00000000deadbeef", panic_with_registers(&registers, "trap"));
+    static const struct fault fault = {.kind = FAULT_OTHER,
+                                       .name = "trap",
+                                       .address = 0x77,
+                                       .register_names = names,
+                                       .registers = values,
+                                       .register_count = 5};
+    assert_panics("PANIC: trap, value 0x77", panic_report(&fault));
+    assert_panics("tp 00000000deadbeef", panic_report(&fault));
 }
 
-static void switched_off(void *arg, bool failed) {
-    log_text("%s %s", (const char *)arg, failed ? "failed" : "passed");
+TEST(a_panic_repeats_the_last_lines_of_the_log) {
+    assert_panics("  log   [", {
+        log_info("before");
+        panic("then");
+    });
+}
+
+static void switched_off(void *arg, enum power_end end, bool restart) {
+    log_text("%s %d%s", (const char *)arg, (int)end, restart ? " restart" : "");
     log_flush();
     arch_halt(true);
 }
 
 TEST(power_goes_off_through_the_switch_with_the_log_written) {
-    assert_panics("last words\nswitch passed", {
+    assert_panics("last words\nswitch 0", {
         power_set_switch(switched_off, (void *)(uintptr_t) "switch");
         log_text("last words");
-        power_off(false);
+        power_off(POWER_OFF);
     });
+}
+
+TEST(a_panic_ends_with_its_own_status) {
+    assert_panics("end of report\nswitch 100", {
+        power_set_switch(switched_off, (void *)(uintptr_t) "switch");
+        panic("the end");
+    });
+}
+
+TEST(a_panic_starts_anew_when_told_but_not_at_once) {
+    host_clock_set(PANIC_RESTART_MIN_MS * NS_PER_MS);
+    assert_panics("end of report\nswitch 100", {
+        power_set_switch(switched_off, (void *)(uintptr_t) "switch");
+        panic_set_restart(true);
+        panic("too early");
+    });
+    host_clock_advance(1);
+    assert_panics("starting anew\nswitch 100 restart", {
+        power_set_switch(switched_off, (void *)(uintptr_t) "switch");
+        panic_set_restart(true);
+        panic("late enough");
+    });
+}
+
+TEST(the_tail_of_the_log_is_whole_lines) {
+    char text[64];
+    log_text("first");
+    log_text("second");
+    log_text("third");
+    log_tail(2, text, sizeof text);
+    assert_string_equal(text, "second\nthird\n");
+    log_tail(2, text, 9);
+    assert_string_equal(text, "third\n");
+    log_tail(2, text, 3);
+    assert_string_equal(text, "");
 }

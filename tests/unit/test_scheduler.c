@@ -24,7 +24,7 @@ static void begin(void) {
     happened[0] = '\0';
 }
 
-static struct event event;
+static struct event event; /* the test itself is who may signal it */
 static int wait_result;
 static uint64_t woken_ns;
 
@@ -84,7 +84,7 @@ static void signal_event(void *unused) {
 
 TEST(a_signal_wakes_the_task_that_waits_in_the_next_turn) {
     begin();
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     spawn(wait_for_event, (void *)(uintptr_t)&never);
     spawn(signal_event, NULL);
     run_until_idle();
@@ -94,7 +94,7 @@ TEST(a_signal_wakes_the_task_that_waits_in_the_next_turn) {
 
 TEST(a_signal_before_the_wait_is_kept_once) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 5;
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     begin();
     event_signal(&event);
     event_signal(&event);
@@ -109,7 +109,7 @@ TEST(a_signal_before_the_wait_is_kept_once) {
 
 TEST(a_cleared_signal_is_forgotten) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 5;
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     event_signal(&event);
     event_clear(&event);
     unit_run_task(wait_for_event, (void *)(uintptr_t)&soon);
@@ -118,7 +118,7 @@ TEST(a_cleared_signal_is_forgotten) {
 
 TEST(a_wait_ends_at_its_deadline) {
     static const uint64_t deadline_ns = UNIT_CLOCK_START_NS + 123456;
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     unit_run_task(wait_for_event, (void *)(uintptr_t)&deadline_ns);
     assert_int_equal(wait_result, -ETIMEDOUT);
     assert_int_equal(woken_ns, deadline_ns);
@@ -127,7 +127,7 @@ TEST(a_wait_ends_at_its_deadline) {
 
 TEST(a_deadline_that_has_passed_ends_the_wait_at_once) {
     static const uint64_t past_ns = 1;
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     unit_run_task(wait_for_event, (void *)(uintptr_t)&past_ns);
     assert_int_equal(wait_result, -ETIMEDOUT);
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS);
@@ -136,7 +136,7 @@ TEST(a_deadline_that_has_passed_ends_the_wait_at_once) {
 TEST(a_signal_in_time_cancels_the_deadline) {
     static const uint64_t deadline_ns = UNIT_CLOCK_START_NS + 100;
     begin();
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     spawn(wait_for_event, (void *)(uintptr_t)&deadline_ns);
     spawn(signal_event, NULL);
     run_until_idle();
@@ -148,7 +148,7 @@ TEST(a_signal_in_time_cancels_the_deadline) {
 
 TEST(one_signal_wakes_all_that_wait) {
     begin();
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     for (int i = 0; i < 5; i++) {
         spawn(wait_for_event, (void *)(uintptr_t)&never);
     }
@@ -162,7 +162,7 @@ TEST(one_signal_wakes_all_that_wait) {
 TEST(a_waiter_in_the_middle_may_time_out_alone) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 10;
     begin();
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     spawn(wait_for_event, (void *)(uintptr_t)&never);
     spawn(wait_for_event, (void *)(uintptr_t)&soon);
     spawn(wait_for_event, (void *)(uintptr_t)&never);
@@ -266,7 +266,7 @@ static void use_stack(void *unused) {
 
 TEST(the_deepest_use_of_a_stack_is_told) {
     struct task_info info = {0};
-    event = (struct event){0};
+    event = (struct event){.is_external = true};
     assert_non_null(task_create("deep", use_stack, NULL, (size_t)64 * 1024));
     assert_int_equal(task_get_info(0, &info), 0);
     assert_true(info.stack_used_peak < 4096);
@@ -513,7 +513,7 @@ TEST(a_removed_source_is_not_asked_and_removing_it_again_panics) {
 TEST(more_sources_than_the_limit_panic) {
     static struct poll_source sources[POLL_SOURCES_MAX + 1];
     for (unsigned i = 0; i < ARRAY_COUNT(sources); i++) {
-        sources[i] = (struct poll_source){.name = "fake", .disarm = device_disarm};
+        sources[i] = (struct poll_source){.name = "fake", .disarm = device_disarm, .event = &event};
     }
     begin();
     for (unsigned i = 0; i < POLL_SOURCES_MAX; i++) {
@@ -521,4 +521,47 @@ TEST(more_sources_than_the_limit_panic) {
     }
     assert_panics("source_count < POLL_SOURCES_MAX",
                   scheduler_add_source(&sources[POLL_SOURCES_MAX]));
+}
+
+static void wait_in_vain(void *unused) {
+    static struct event nobodys;
+    (void)unused;
+    (void)task_wait(&nobodys, DEADLINE_NEVER);
+}
+
+TEST(tasks_that_nobody_can_wake_are_a_deadlock) {
+    spawn(wait_in_vain, NULL);
+    spawn(wait_in_vain, NULL);
+    assert_panics("deadlock: no task is ready", run_until_idle());
+    spawn(wait_for_event, (void *)(uintptr_t)&never);
+    event = (struct event){.is_external = true};
+    run_until_idle(); /* one of the three a device may wake */
+    assert_int_equal(tasks_alive(), 3);
+}
+
+TEST(a_stall_is_named_from_where_the_configuration_says) {
+    scheduler_set_stall_ms(TASK_STALL_MS + 1);
+    spawn(be_slow, NULL);
+    run_until_idle();
+    assert_int_equal(scheduler_get_stats()->stalls, 0);
+    scheduler_set_stall_ms(TASK_STALL_MS);
+    spawn(be_slow, NULL);
+    run_until_idle();
+    assert_int_equal(scheduler_get_stats()->stalls, 1);
+    scheduler_set_stall_ms(0);
+    spawn(be_slow, NULL);
+    run_until_idle();
+    assert_int_equal(scheduler_get_stats()->stalls, 1);
+    scheduler_set_stall_ms(TASK_STALL_MS);
+}
+
+TEST(a_board_without_a_watchdog_is_told_once) {
+    scheduler_set_watchdog(10);
+    spawn(count_run, &(unsigned){0});
+    run_until_idle();
+    assert_logged("watchdog: this firmware has none");
+    unit_log_clear();
+    spawn(count_run, &(unsigned){0});
+    run_until_idle();
+    assert_not_logged("watchdog");
 }

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "core/panic.h"
 #include "tests/unit/unit.h"
 
 enum { SIZE = 8, TABLES = 4, TABLE_SIZE = 16, NEXT = 1, WRITE = 2, INDIRECT = 4 };
@@ -64,7 +65,13 @@ static void barrier(struct virtio_transport *transport) {
     device.barriers++;
 }
 
-static const struct virtio_transport_ops ops = {.queue_size_max = queue_size_max,
+static uint32_t status_read(struct virtio_transport *transport) {
+    (void)transport;
+    return VIRTIO_STATUS_DRIVER_OK;
+}
+
+static const struct virtio_transport_ops ops = {.status_read = status_read,
+                                                .queue_size_max = queue_size_max,
                                                 .queue_enable = queue_enable,
                                                 .notify = notify,
                                                 .barrier = barrier};
@@ -684,7 +691,8 @@ TEST(a_dump_tells_the_state_of_the_queue) {
     set_up(SIZE, 0);
     assert_int_equal(add_one(&tokens[0]), 0);
     virtqueue_dump(queue);
-    assert_logged("fake queue test: size 8, in flight 1, free 7, available 1 (published 0)");
+    assert_logged(
+        "fake status 0x04, queue test: size 8, in flight 1, free 7, available 1 (published 0)");
     assert_int_equal(virtqueue_size(queue), SIZE);
     tear_down();
 }
@@ -695,4 +703,14 @@ TEST(a_request_without_a_token_or_a_segment_panics) {
     assert_panics("token != NULL", (void)virtqueue_add(queue, &one, 0, 1, NULL));
     assert_panics("count > 0", (void)virtqueue_add(queue, &one, 0, 0, &tokens[0]));
     tear_down();
+}
+
+TEST(a_panic_shows_every_queue) {
+    set_up(SIZE, 0);
+    struct segment segments[] = {segment(0, 16), segment(16, 100)};
+    assert_int_equal(virtqueue_add(queue, segments, 1, 1, &tokens[0]), 0);
+    virtqueue_kick(queue);
+    assert_panics("  fake status 0x04, queue test: size 8, in flight 1, free 6, available 1 "
+                  "(published 1), used 0 (seen 0)",
+                  panic("look"));
 }

@@ -15,6 +15,7 @@
 #include "core/dev/device_node.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
+#include "core/mem/poison.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
 #include "core/virtio/transport.h"
@@ -35,6 +36,8 @@ static pid_t child;
 
 static uint8_t heap_memory[UNIT_HEAP_BYTES] __attribute__((aligned(4096)));
 static uint64_t allocations_left = UNIT_ALL_SUCCEED;
+
+bool heap_checks = false;
 
 /* Each image has its table of drivers; the unit tests call theirs directly. */
 const struct virtio_driver *const platter_virtio_drivers[] = {NULL};
@@ -85,6 +88,7 @@ static int begin_test(void **state) {
     nbd_export_forget();
     config_forget();
     heap_forget();
+    heap_checks = false;
     if (heap_init(heap_memory, sizeof heap_memory) != 0) {
         return -1;
     }
