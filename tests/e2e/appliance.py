@@ -87,7 +87,7 @@ class Appliance:
     def start(self, ready: bool = True) -> Appliance:
         """Starts it, and returns when it greets clients, or at once if not `ready`."""
         for _ in range(START_ATTEMPTS):
-            self.port = _free_port()
+            self.port = free_port()
             self._spawn()
             if not ready or self._wait_for_greeting():
                 return self
@@ -252,7 +252,7 @@ class Appliance:
             appliance.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server((HOST, 0)) as probe:
         return int(probe.getsockname()[1])
 
