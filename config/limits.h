@@ -59,6 +59,13 @@
 /* Completions handled before other tasks get their turn. */
 #define BLOCK_REAP_BUDGET 128
 
+/* Partition tables: partitions of one disk (further ones are named in the log and left out), bytes
+ * of a GPT's array of entries (a larger one is refused; the usual one has 16 KiB), and reads spent
+ * on one disk (a table that needs more is refused). A logical partition takes one read. */
+#define PARTITIONS_MAX        128
+#define GPT_ENTRIES_BYTES_MAX (256 * 1024)
+#define PARTITION_READS_MAX   (PARTITIONS_MAX + 16)
+
 /* Network: ring entries, and bytes of one receive buffer, virtio header included. */
 #define NET_RX_RING_ENTRIES 1024
 #define NET_TX_RING_ENTRIES 1024
