@@ -54,8 +54,20 @@
 /* Ring entries asked for; a device may offer fewer. */
 #define BLOCK_RING_ENTRIES 256
 /* A request that the device has not answered by then is reported with the state of the queue, and
- * the device is taken out of service. */
-#define BLOCK_REQUEST_TIMEOUT_MS 60000
+ * the device is reset. The default of the key disk.timeout, and its bounds in seconds. */
+#define BLOCK_REQUEST_TIMEOUT_MS    60000
+#define BLOCK_REQUEST_TIMEOUT_S_MAX 3600
+/* What is overdue may be tried this often in all; then it fails with EIO. */
+#define BLOCK_ATTEMPTS_MAX 3
+/* Resets within this time: a device that needs more is taken out of service. */
+#define BLOCK_RESETS_MAX      6
+#define BLOCK_RESET_WINDOW_MS 600000
+/* A device that has not finished its reset by then is taken out of service, and the memory of its
+ * requests is never used again. */
+#define BLOCK_RESET_TIMEOUT_MS 5000
+/* Longest device request that requests are merged to: what it delays by is what the device needs
+ * for that many bytes. */
+#define BLOCK_MERGE_BYTES_MAX (128 * 1024)
 /* Completions handled before other tasks get their turn. */
 #define BLOCK_REAP_BUDGET 128
 
