@@ -6,6 +6,7 @@
 
 #include "blk/crc32.h"
 #include "blk/partition_reader.h"
+#include "core/lib/unaligned.h"
 #include "core/mem/addr.h"
 
 /* UEFI 2.10, 5.3.2: table 5.5; offsets into the header. */
@@ -181,9 +182,8 @@ static void read_type(const uint8_t *guid, char *type) {
 
 static const char *read_entry(const struct partition_reader *reader, struct partition_table *table,
                               const struct header *header, unsigned number, const uint8_t *at) {
-    static const uint8_t unused[GUID_BYTES];
-    if (memcmp(at + AT_TYPE, unused, GUID_BYTES) == 0) {
-        return NULL;
+    if ((unaligned_load64(at + AT_TYPE) | unaligned_load64(at + AT_TYPE + 8)) == 0) {
+        return NULL; /* unused, as most are */
     }
     uint64_t first = partition_get64(at + AT_FIRST);
     uint64_t last = partition_get64(at + AT_LAST);

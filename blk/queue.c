@@ -189,6 +189,28 @@ static uint64_t cut_range(uint64_t offset, uint64_t rest, uint64_t bytes_max, ui
     return over < bytes_max ? bytes_max - over : bytes_max;
 }
 
+static void cut_other(const struct block_limits *limits, const struct block_request *request,
+                      struct block_part *part, uint64_t rest) {
+    switch (request->operation) {
+    case BLOCK_DISCARD:
+        part->length =
+            cut_range(part->offset, rest, limits->discard_bytes_max, limits->discard_align_bytes);
+        break;
+    case BLOCK_SECURE_ERASE:
+        part->length =
+            cut_range(part->offset, rest, limits->erase_bytes_max, limits->erase_align_bytes);
+        break;
+    case BLOCK_WRITE_ZEROES:
+        part->length = least(rest, limits->zeroes_bytes_max);
+        break;
+    default:
+        ASSERT(request->operation == BLOCK_GET_ID);
+        part->segments[part->segment_count++] = request->segments[0];
+        part->length = rest;
+        break;
+    }
+}
+
 /* Takes a request out of the line that can go no further: it ends when its parts have. */
 static void give_up(struct block_device *device, struct block_request *request, int error) {
     request->is_issued = true;
@@ -231,7 +253,8 @@ static bool can_merge(const struct block_device *device, const struct block_part
 
 /* Lets requests join `part`, the whole of one request, as long as the next in line begins where it
  * ends. */
-static void merge_followers(struct block_device *device, struct block_part *part) {
+__attribute__((noinline)) static void merge_followers(struct block_device *device,
+                                                      struct block_part *part) {
     struct block_request *last = part->request;
     struct block_request *next;
     if ((part->operation != BLOCK_READ && part->operation != BLOCK_WRITE) || last->stands_alone ||
@@ -269,25 +292,10 @@ bool block_queue_next(struct block_device *device, struct block_part *part) {
     part->offset = request->offset + request->issued;
     part->segment_count = 0;
     uint64_t rest = request->length - request->issued;
-    switch (request->operation) {
-    case BLOCK_DISCARD:
-        part->length =
-            cut_range(part->offset, rest, limits->discard_bytes_max, limits->discard_align_bytes);
-        break;
-    case BLOCK_SECURE_ERASE:
-        part->length =
-            cut_range(part->offset, rest, limits->erase_bytes_max, limits->erase_align_bytes);
-        break;
-    case BLOCK_WRITE_ZEROES:
-        part->length = least(rest, limits->zeroes_bytes_max);
-        break;
-    case BLOCK_GET_ID:
-        part->segments[part->segment_count++] = request->segments[0];
-        part->length = rest;
-        break;
-    default:
+    if (request->operation == BLOCK_READ || request->operation == BLOCK_WRITE) {
         cut_segments(limits, request, part);
-        break;
+    } else {
+        cut_other(limits, request, part, rest);
     }
     /* Guaranteed by block_register: no limit is below one block. */
     ASSERT(part->length != 0 && part->length <= rest);
@@ -298,7 +306,9 @@ bool block_queue_next(struct block_device *device, struct block_part *part) {
         request->is_issued = true;
         device->waiting_first = request->next;
         /* Only while it is busy: waiting for company would cost more than it saves. */
-        if (device->parts_in_flight > 0 && device->waiting_first != NULL) {
+        const struct block_request *next = device->waiting_first;
+        if (next != NULL && next->offset == part->offset + part->length &&
+            device->parts_in_flight > 0) {
             merge_followers(device, part);
         }
     }
@@ -410,8 +420,8 @@ void block_queue_return(struct block_device *device, const struct block_part *pa
     }
 }
 
-static void request_part_done(struct block_device *device, struct block_request *request,
-                              int error) {
+static inline void request_part_done(struct block_device *device, struct block_request *request,
+                                     int error) {
     ASSERT(request->parts_in_flight > 0);
     request->parts_in_flight--;
     if (error != 0 && request->status == 0) {
@@ -451,7 +461,13 @@ static void part_done(struct block_device *device, struct block_request *request
 }
 
 void block_queue_done(struct block_device *device, struct block_request *request, int error) {
-    if (error == 0 || request == NULL || request->merged == NULL) {
+    if (request != NULL && request->merged == NULL) {
+        ASSERT(device->parts_in_flight > 0);
+        device->parts_in_flight--;
+        request_part_done(device, request, error);
+        return;
+    }
+    if (error == 0 || request == NULL) {
         part_done(device, request, error);
         return;
     }

@@ -136,7 +136,8 @@ static uint32_t type_of(enum block_operation operation) {
 
 /* Puts one part on the ring, with this slot's header and status byte. -ENOSPC when it has no room;
  * nothing has changed then. */
-static int put_on_ring(struct disk *disk, struct slot *slot, const struct block_part *part) {
+static inline __attribute__((always_inline)) int put_on_ring(struct disk *disk, struct slot *slot,
+                                                             const struct block_part *part) {
     struct segment segments[BLOCK_SEGMENTS_MAX + OVERHEAD_SEGMENTS];
     struct slot_memory *memory = slot->memory;
     bool is_ranged = part->operation == BLOCK_DISCARD || part->operation == BLOCK_WRITE_ZEROES ||

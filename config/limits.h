@@ -78,6 +78,9 @@
 #define GPT_ENTRIES_BYTES_MAX (256 * 1024)
 #define PARTITION_READS_MAX   (PARTITIONS_MAX + 16)
 
+/* Disks that have not told their serial and partition table by then are exported whole. */
+#define DISK_SCAN_TIMEOUT_MS 3000
+
 /* Network: ring entries, and bytes of one receive buffer, virtio header included. */
 #define NET_RX_RING_ENTRIES 1024
 #define NET_TX_RING_ENTRIES 1024
@@ -113,7 +116,7 @@
 #define NBD_HANDSHAKE_TIMEOUT_MS 10000
 #define NBD_OPTION_BYTES_MAX     4096
 #define NBD_EXPORT_NAME_MAX      64
-#define NBD_EXPORTS_MAX          32
+#define NBD_EXPORTS_MAX          64
 /* How long a connection that ends, by itself or at shutdown, may take to take its last replies. */
 #define NBD_DRAIN_TIMEOUT_MS 5000
 

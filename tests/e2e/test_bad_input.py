@@ -295,7 +295,7 @@ def test_an_option_not_offered_is_unsupported_and_the_handshake_goes_on(
 def test_a_list_with_data_is_invalid_and_the_handshake_goes_on(wire: Wire) -> None:
     wire.greet()
     wire.expect_refused(Rep.ERR_INVALID, Option.LIST, b"vda")
-    assert [reply.data[4:] for reply in wire.option(Option.LIST)] == [b"vda"]
+    assert [reply.data[4:] for reply in wire.option(Option.LIST)] == [b"disk0"]
     assert wire.export().size == SIZE
 
 
@@ -310,7 +310,7 @@ def test_info_leaves_the_handshake_open_for_go(wire: Wire) -> None:
     wire.greet()
     told = wire.export(b"vda", Option.INFO)
     assert wire.export(b"vda", Option.GO) == told
-    assert (told.size, told.name, told.block_sizes[0]) == (SIZE, "vda", 512)
+    assert (told.size, told.name, told.block_sizes[0]) == (SIZE, "disk0", 512)
     assert wire.read(0, 512).data == PATTERN[:512]
 
 
