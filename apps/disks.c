@@ -52,6 +52,7 @@ struct candidate {
 static struct scan *scans[BLOCK_DEVICES_MAX];
 static struct event scan_ended;
 static uint64_t scan_deadline_ns;
+static bool wants_partitions;
 
 /* --- Looking -----------------------------------------------------------------------------------
  */
@@ -108,7 +109,7 @@ static void scan_task(void *arg) {
     uint8_t *window = malloc(partition_window_bytes(block_bytes));
     /* Both questions at once: the table's first answer comes with the serial. */
     block_submit(scan->disk, &request);
-    if (window != NULL && config_switch("partitions", true)) {
+    if (window != NULL && wants_partitions) {
         struct partition_source source = {.read = read_disk,
                                           .arg = scan,
                                           .capacity_bytes = scan->disk->capacity_bytes,
@@ -132,6 +133,7 @@ static void scan_task(void *arg) {
 
 void disks_begin_scan(void) {
     struct block_device *disk;
+    wants_partitions = config_switch("partitions", true);
     scan_deadline_ns = arch_clock_ns() + DISK_SCAN_TIMEOUT_MS * NS_PER_MS;
     for (unsigned i = 0; (disk = block_device_at(i)) != NULL; i++) {
         if (!disk->limits.has_id) {

@@ -47,7 +47,8 @@ static void finish(struct block_device *device, struct block_request *request) {
     histogram_add(&stats->latency_us[request->operation], took_ns / NS_PER_US);
     if (request->status != 0) {
         stats->errors[request->operation]++;
-        if (log_rate_allows(&rate)) {
+        /* A device need not have a serial. */
+        if (request->operation != BLOCK_GET_ID && log_rate_allows(&rate)) {
             log_warning("%s: %s of %llu at %llu failed: error %d", device->name,
                         block_operation_name(request->operation),
                         (unsigned long long)request->length, (unsigned long long)request->offset,

@@ -265,15 +265,28 @@ static bool issue_all(struct disk *disk) {
     return any;
 }
 
+static bool overlap(const struct slot *a, const struct slot *b) {
+    return a->offset < b->offset + b->length && b->offset < a->offset + a->length;
+}
+
 /* A write is on the disk and its client is told: older writes to the same place that are still in
  * flight must not be repeated after a reset. Costs nothing when requests complete in order. */
 static void mark_overtaken(struct slot *done) {
     for (struct slot *slot = done->older; slot != NULL; slot = slot->older) {
-        if (slot_writes(slot) && slot->offset < done->offset + done->length &&
-            done->offset < slot->offset + slot->length) {
+        if (slot_writes(slot) && overlap(slot, done)) {
             slot->is_overtaken = true;
         }
     }
+}
+
+/* A write that failed and is tried again goes behind those in flight: it must not undo one. */
+static bool is_followed(const struct slot *failed) {
+    for (const struct slot *slot = failed->newer; slot != NULL; slot = slot->newer) {
+        if (slot_writes(slot) && overlap(slot, failed)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* True when something was taken. Bounded: a fast device completes inside our own kick, and would
@@ -295,7 +308,8 @@ static bool reap(struct disk *disk) {
         if (slot->older != NULL && error == 0 && slot_writes(slot)) {
             mark_overtaken(slot);
         }
-        bool is_final = slot->is_overtaken;
+        bool is_final =
+            slot->is_overtaken || (error != 0 && slot_writes(slot) && is_followed(slot));
         disk_release_slot(disk, slot);
         if (is_final) {
             block_queue_fail(&disk->block, request, error);

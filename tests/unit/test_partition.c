@@ -291,7 +291,7 @@ static uint64_t last_block(void) {
 
 static void make_header(uint64_t block, uint64_t alternate, uint64_t array) {
     uint8_t *header = block_at(block);
-    memcpy(header, "EFI PART", 8);
+    memcpy(header, "EFI PART", 8); // NOLINT(bugprone-not-null-terminated-result): no string
     put(header + 8, 4, 0x00010000);
     put(header + 12, 4, 92);
     put(header + 24, 8, block);

@@ -319,6 +319,35 @@ TEST(of_merged_requests_only_the_one_on_the_bad_sector_fails) {
     expect_in_service(0);
 }
 
+static void submit_a_merge_that_fails_before_a_later_write(void *unused) {
+    (void)unused;
+    completions = 0;
+    memset(buffer, 0x11, sizeof buffer);
+    memset(buffer + 3 * 4096, 0x33, 4096);
+    device.mood = KEEPS_SILENT;
+    submit(0, BLOCK_READ, 0, 65536, 512);
+    submit(1, BLOCK_WRITE, 0, 0, 512);
+    submit(2, BLOCK_WRITE, 0, 512, 512);
+    submit(3, BLOCK_WRITE, 0, 0, 512);
+    sleep_ms(10);
+    device.mood = SERVES;
+    device.bad_sector = 1;
+    fake_disk_work();
+    device.bad_sector = UINT64_MAX;
+    wait_for(4);
+}
+
+TEST(a_merge_that_fails_is_not_tried_again_over_a_later_write) {
+    start(0);
+    unit_run_task(submit_a_merge_that_fails_before_a_later_write, NULL);
+    assert_int_equal(disk->stats.merges, 1);
+    assert_int_equal(requests[1].status, -EIO);
+    assert_int_equal(requests[2].status, -EIO);
+    assert_int_equal(requests[3].status, 0);
+    assert_int_equal(fake_content[0], 0x33);
+    expect_in_service(0);
+}
+
 /* --- Asks for a reset, is unplugged, cannot be stopped --- */
 
 static void ask_for_a_reset(void *unused) {
