@@ -353,9 +353,10 @@ static void disk_task(void *arg) {
         if (disk->config_changed) {
             look_at_config(disk);
         } else if (virtqueue_is_broken(disk->queue) || disk->has_lied) {
-            disk->has_lied = false;
             disk_recover(disk, "the device broke its ring", false);
-        } else if (scheduler_now_ns() >= next_deadline(disk)) {
+        } else if (scheduler_now_ns() >= next_deadline(disk) &&
+                   !virtqueue_has_completed(disk->queue)) {
+            /* Not when an answer has come since the look: it may be the one that was due. */
             disk_recover(disk, "a request was not answered in time", true);
         } else if (worked) {
             task_yield();

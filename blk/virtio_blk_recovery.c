@@ -148,6 +148,7 @@ void disk_recover(struct disk *disk, const char *reason, bool only_overdue) {
                 in_flight);
     disk_dump_device(&disk->block);
     disk->block.stats.resets++;
+    disk->has_lied = false;
     scheduler_remove_source(&disk->source);
     int error = virtio_reset_in_task(disk->transport, BLOCK_RESET_TIMEOUT_MS);
     if (error == -ETIMEDOUT) {
