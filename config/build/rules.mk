@@ -78,7 +78,8 @@ WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototy
 
 # Not -ffreestanding: clang 14 then treats memcpy and friends as unknown functions and calls them
 # even for 8 bytes. The libc that hosted code may expect is there: picolibc.
-TARGET_CODE := $(TARGET_FLAGS) -O2 -g $(PREFIX_MAP) -ffunction-sections -fdata-sections \
+# Optimised across files when it is linked: most of what a packet passes through is small functions.
+TARGET_CODE := $(TARGET_FLAGS) -O2 -flto -g $(PREFIX_MAP) -ffunction-sections -fdata-sections \
     -fno-omit-frame-pointer -fno-common -nostdlibinc -fstack-protector-strong \
     -Werror=frame-larger-than -Wframe-larger-than=$(FRAME_BYTES_MAX)
 
@@ -96,7 +97,7 @@ FLAGS_THIRD := $(TARGET_CODE) -std=gnu17 -Wall -Wno-unused $(OUR_INCLUDES) $(LIB
 FLAGS_MEM := -fno-builtin
 
 LINK_SCRIPT := boot/$(TARGET)/kernel.ld
-LINK_FLAGS  := $(TARGET_LDFLAGS) -static --gc-sections --fatal-warnings --build-id=none
+LINK_FLAGS  := $(TARGET_LDFLAGS) -O2 --lto-O2 -static --gc-sections --fatal-warnings --build-id=none
 
 HOST_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 HOST_COVERAGE := -fprofile-instr-generate -fcoverage-mapping
