@@ -60,7 +60,7 @@ static uint16_t pseudo_sum(const struct frame_headers *headers) {
 void net_offload_fill(const struct net_offload *offload, uint8_t *frame, size_t bytes,
                       struct net_header *header) {
     struct frame_headers headers = {0};
-    memset(header, 0, sizeof *header);
+    *header = (struct net_header){0};
     if (!offload->checksums || !find_headers(frame, bytes, &headers)) {
         return;
     }

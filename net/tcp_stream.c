@@ -43,6 +43,7 @@ struct tcp_stream {
     struct stream_mark *marks_last;
     unsigned loans;
     bool needs_output;
+    bool owes_ack; /* for more than one segment of this round */
     bool expects_reply;
     bool is_closing; /* the owner has let go */
     uint64_t close_deadline_ns;
@@ -547,6 +548,17 @@ err_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr *
                : check_options(pcb, header, option_bytes, first_bytes, rest);
 }
 
+/* lwIP acknowledges every second segment at once, with a frame of its own. Nearly always the round
+ * that has begun ends with replies that carry the acknowledgement; if not, its end sends one for
+ * all. */
+static void put_off_ack(struct tcp_pcb *pcb) {
+    struct tcp_stream *tcp = pcb->state == ESTABLISHED ? pcb->callback_arg : NULL;
+    if (tcp != NULL && (pcb->flags & TF_ACK_DELAY) != 0) {
+        tcp_clear_flags(pcb, TF_ACK_DELAY);
+        tcp->owes_ack = true;
+    }
+}
+
 /* The stream whose window was opened by a byte for the packet that lwIP is looking at. */
 static struct tcp_stream *opened;
 
@@ -558,6 +570,7 @@ void tcp_stream_before_input(struct tcp_pcb *pcb, const struct tcp_hdr *header,
                              const struct pbuf *payload) {
     bool is_pure =
         payload->tot_len == 0 && (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN | TCP_RST)) == 0;
+    put_off_ack(pcb);
     if (is_pure && pcb->state == ESTABLISHED && pcb->rcv_wnd == 0 && pcb->callback_arg != NULL &&
         header->seqno == pcb->rcv_nxt) {
         opened = pcb->callback_arg;
@@ -721,6 +734,16 @@ static void advance_close(struct tcp_stream *tcp) {
     }
 }
 
+/* What was sent since the last segment came has acknowledged it, and lwIP has taken its mark away.
+ */
+static void send_owed_ack(struct tcp_stream *tcp) {
+    tcp->owes_ack = false;
+    if (tcp->pcb != NULL && (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
+        tcp_ack_now(tcp->pcb);
+        (void)tcp_output(tcp->pcb); /* without memory for it, the timer will acknowledge */
+    }
+}
+
 void tcp_streams_run(bool retry_output) {
     forget_newest();
     struct tcp_stream *next;
@@ -731,6 +754,9 @@ void tcp_streams_run(bool retry_output) {
         }
         tcp->needs_output |= retry_output;
         stream_flush(&tcp->stream);
+        if (tcp->owes_ack) {
+            send_owed_ack(tcp);
+        }
         if (tcp->is_closing) {
             advance_close(tcp);
         }

@@ -1,5 +1,5 @@
-/* 64-bit accesses at any address. Every processor that we support does them at full speed, while a
- * compiler that cannot know this takes them apart into bytes. */
+/* 64-bit and 32-bit accesses at any address. Every processor that we support does them at full
+ * speed, while a compiler that cannot know this takes them apart into bytes. */
 #ifndef CORE_LIB_UNALIGNED_H
 #define CORE_LIB_UNALIGNED_H
 
@@ -16,6 +16,18 @@ static inline uint64_t unaligned_load64(const uint8_t *p) {
     return value;
 #else
     return *(const unaligned64 *)p;
+#endif
+}
+
+typedef uint32_t unaligned32 __attribute__((aligned(1), may_alias));
+
+static inline uint32_t unaligned_load32(const uint8_t *p) {
+#if defined(__riscv)
+    uint32_t value;
+    __asm__("lwu %0, %1" : "=r"(value) : "m"(*(const unaligned32 *)p));
+    return value;
+#else
+    return *(const unaligned32 *)p;
 #endif
 }
 
