@@ -20,6 +20,7 @@ int block_register(struct block_device *device) {
     /* Any part must be able to hold a block, whatever the shape of the segments (queue.c). */
     bool is_sound =
         is_power_of_two(limits->block_bytes) && limits->block_bytes >= 512 &&
+        limits->block_bytes <= BLOCK_LOGICAL_BYTES_MAX &&
         limits->physical_block_bytes >= limits->block_bytes && limits->segments_max >= 1 &&
         limits->segment_bytes_max >= limits->block_bytes &&
         device->capacity_bytes % limits->block_bytes == 0 &&
@@ -59,8 +60,7 @@ int block_check(const struct block_device *device, enum block_operation operatio
     if (operation != BLOCK_READ && limits->is_read_only) {
         return -EROFS;
     }
-    if ((operation == BLOCK_DISCARD && limits->discard_bytes_max == 0) ||
-        (operation == BLOCK_WRITE_ZEROES && limits->zeroes_bytes_max == 0)) {
+    if (operation == BLOCK_DISCARD && limits->discard_bytes_max == 0) {
         return -ENOTSUP;
     }
     if (length == 0 || ((offset | length) & (limits->block_bytes - 1)) != 0) {

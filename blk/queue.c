@@ -16,6 +16,9 @@
 #include "core/panic.h"
 #include "core/task/scheduler.h"
 
+/* As long as the largest block, so that a part of one segment can be whole blocks. */
+enum { ZEROES_BYTES = BLOCK_LOGICAL_BYTES_MAX };
+
 static const char *const operation_names[BLOCK_OPERATIONS] = {"read", "write", "flush", "discard",
                                                               "write zeroes"};
 
@@ -32,6 +35,10 @@ static void list_append(struct block_request **first, struct block_request **las
         (*last)->next = request;
     }
     *last = request;
+}
+
+static bool changes_content(const struct block_request *request) {
+    return request->operation != BLOCK_READ && request->operation != BLOCK_FLUSH;
 }
 
 static void finish(struct block_device *device, struct block_request *request) {
@@ -53,6 +60,9 @@ static void finish(struct block_device *device, struct block_request *request) {
     }
     ASSERT(stats->in_flight > 0);
     stats->in_flight--;
+    if (device->allocation != NULL && changes_content(request)) {
+        block_allocation_completed(device->allocation, device, request);
+    }
     request->complete(request);
 }
 
@@ -72,6 +82,9 @@ void block_submit(struct block_device *device, struct block_request *request) {
         list_append(&device->flush_waiting, &device->flush_waiting_last, request);
     } else {
         ASSERT(request->length != 0 && request->length % device->limits.block_bytes == 0);
+        if (device->allocation != NULL && changes_content(request)) {
+            block_allocation_submitted(device->allocation, request);
+        }
         list_append(&device->waiting_first, &device->waiting_last, request);
     }
     device->wake(device);
@@ -163,6 +176,33 @@ static void cut_segments(const struct block_limits *limits, struct block_request
     part->length = length;
 }
 
+/* How much of a discard goes in one part: cut where the device likes it, if there is such a place.
+ */
+static uint64_t cut_discard(const struct block_limits *limits, uint64_t offset, uint64_t rest) {
+    uint64_t length = least(rest, limits->discard_bytes_max);
+    uint64_t align = limits->discard_align_bytes;
+    if (length < rest && align > limits->block_bytes && align % limits->block_bytes == 0) {
+        uint64_t over = (offset + length) % align;
+        length -= over < length ? over : 0;
+    }
+    return length;
+}
+
+/* For a device that cannot write zeroes by itself: as many of these pages as fit. */
+static void cut_zeroes(const struct block_limits *limits, uint64_t rest, struct block_part *part) {
+    static uint8_t zeroes[ZEROES_BYTES]; /* never written; not const, so that the image lacks it */
+    uint32_t segment_bytes =
+        (uint32_t)align_down(least(limits->segment_bytes_max, ZEROES_BYTES), limits->block_bytes);
+    unsigned segments_max = (unsigned)least(limits->segments_max, BLOCK_SEGMENTS_MAX);
+    part->operation = BLOCK_WRITE;
+    part->length = 0;
+    while (part->length < rest && part->segment_count < segments_max) {
+        uint32_t take = (uint32_t)least(rest - part->length, segment_bytes);
+        part->segments[part->segment_count++] = (struct segment){zeroes, take};
+        part->length += take;
+    }
+}
+
 bool block_queue_next(struct block_device *device, struct block_part *part) {
     if (next_flush(device, part)) {
         return true;
@@ -179,9 +219,11 @@ bool block_queue_next(struct block_device *device, struct block_part *part) {
     part->segment_count = 0;
     uint64_t rest = request->length - request->issued;
     if (request->operation == BLOCK_DISCARD) {
-        part->length = least(rest, limits->discard_bytes_max);
-    } else if (request->operation == BLOCK_WRITE_ZEROES) {
+        part->length = cut_discard(limits, part->offset, rest);
+    } else if (request->operation == BLOCK_WRITE_ZEROES && limits->zeroes_bytes_max != 0) {
         part->length = least(rest, limits->zeroes_bytes_max);
+    } else if (request->operation == BLOCK_WRITE_ZEROES) {
+        cut_zeroes(limits, rest, part);
     } else {
         cut_segments(limits, request, part);
     }
@@ -228,7 +270,7 @@ void block_queue_return(struct block_device *device, const struct block_part *pa
     request->parts_in_flight--;
     /* Walk the segments back by the part's length. */
     uint64_t back =
-        part->operation == BLOCK_READ || part->operation == BLOCK_WRITE ? part->length : 0;
+        request->operation == BLOCK_READ || request->operation == BLOCK_WRITE ? part->length : 0;
     while (back > 0) {
         if (request->segment_offset == 0) {
             request->segment_at--;

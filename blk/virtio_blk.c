@@ -482,7 +482,10 @@ static int read_limits(struct disk *disk) {
     if (virtio_has(transport, VIRTIO_BLK_F_DISCARD)) {
         limits->discard_bytes_max =
             align_down((uint64_t)config.max_discard_sectors * SECTOR_BYTES, block);
-        limits->discard_align_bytes = config.discard_sector_alignment * SECTOR_BYTES;
+        uint64_t align = (uint64_t)config.discard_sector_alignment * SECTOR_BYTES;
+        limits->discard_align_bytes = align <= limits->discard_bytes_max ? (uint32_t)align : 0;
+        /* What a discarded range reads as, the device does not say (5.2.6.2). */
+        limits->discard_leaves = BLOCK_KNOWN_HOLE;
     }
     if (virtio_has(transport, VIRTIO_BLK_F_WRITE_ZEROES)) {
         limits->zeroes_bytes_max =

@@ -51,6 +51,13 @@
 /* Block: segments of one request (a request is split for a device that takes fewer). */
 #define BLOCK_SEGMENTS_MAX 64
 #define BLOCK_DEVICES_MAX  16
+/* Largest logical block: the largest minimum that NBD can announce. A disk with larger ones is left
+ * out. */
+#define BLOCK_LOGICAL_BYTES_MAX (64u * 1024)
+/* Ranges of a disk that are known to be zero or a hole, fewer where memory is short. What has no
+ * room is forgotten, smallest first: it counts as data then. */
+#define BLOCK_EXTENTS_MAX 1024
+#define BLOCK_EXTENTS_MIN 64
 /* Ring entries asked for; a device may offer fewer. */
 #define BLOCK_RING_ENTRIES 256
 /* A request that the device has not answered by then is reported with the state of the queue, and
