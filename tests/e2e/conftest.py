@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,10 @@ from typing import Any
 import pytest
 
 from appliance import KERNEL, Appliance, make_disk
+from shared import Shared, new_folder
+from victim import _shared_victim, victim  # fixtures for all files
+
+__all__ = ["_shared_victim", "victim"]
 
 MIB = 1024 * 1024
 # What libslirp 4.7 dies of when a client resets its connection while the network's buffer for it is
@@ -86,15 +89,10 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not expired.is_set(), f"not done after {seconds} s"
 
 
-def _new_folder() -> Path:
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="platter-", dir=memory if memory.is_dir() else None))
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder in memory, for disks."""
-    path = _new_folder()
+    path = new_folder()
     yield path
     shutil.rmtree(path)
 
@@ -127,30 +125,6 @@ def launch(folder: Path) -> Iterator[Launch]:
     finally:
         for appliance in started:
             appliance.close()
-
-
-class Shared:
-    """An appliance for all tests of a session or module, started again when one has ended it."""
-
-    def __init__(self, content: bytes, size: int) -> None:
-        self.folder = _new_folder()
-        self.disk = make_disk(self.folder / "disk.raw", size, content)
-        self.started: list[Appliance] = []
-
-    def get(self) -> Appliance:
-        if not self.started or not self.started[-1].is_alive():
-            place = self.folder / f"appliance{len(self.started)}"
-            self.started.append(Appliance(place, [self.disk]).start())
-        return self.started[-1]
-
-    def end(self) -> None:
-        try:
-            if self.started and not self.started[-1].end_is_known:
-                self.started[-1].stop()
-        finally:
-            for appliance in self.started:
-                appliance.close()
-            shutil.rmtree(self.folder)
 
 
 @pytest.fixture(scope="session")
