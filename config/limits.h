@@ -102,6 +102,10 @@
 #define NBD_OPTION_BYTES_MAX     4096
 #define NBD_EXPORT_NAME_MAX      64
 #define NBD_EXPORTS_MAX          32
+/* Networks in one list of addresses; with more, nothing is served. */
+#define NBD_ACCESS_RULES_MAX 64
+/* What a limited export may serve at once after a pause, in time at its rate. */
+#define NBD_LIMIT_BURST_MS 100
 /* How long a connection that ends, by itself or at shutdown, may take to take its last replies. */
 #define NBD_DRAIN_TIMEOUT_MS 5000
 
