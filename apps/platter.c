@@ -25,8 +25,7 @@
 #include "net/stack.h"
 
 enum {
-    PORT_DEFAULT = 10809, /* IANA: nbd */
-    KEY_STOP = 0x03,      /* Ctrl-C */
+    KEY_STOP = 0x03, /* Ctrl-C */
     KEY_STATUS = 's',
     /* The last flush of a disk may take as long as any request; then power goes off all the same.
      */
@@ -147,11 +146,11 @@ static _Noreturn void shut_down(void) {
 void appliance_main(void *unused) {
     (void)unused;
     enable_console_input();
-    struct nbd_server_config server = {
-        .port = (uint16_t)config_number("port", 1, UINT16_MAX, PORT_DEFAULT),
-        .may_list = config_switch("list", true),
-    };
+    static struct nbd_server_config server; /* large, and asked for once: not on the stack */
     int error = make_exports();
+    if (!error) {
+        error = nbd_server_configure(&server);
+    }
     if (!error) {
         error = net_start();
     }

@@ -99,9 +99,16 @@
 /* A WRITE up to this length is received whole before its first byte goes to the disk. */
 #define NBD_WRITE_WHOLE_BYTES    (64u * 1024)
 #define NBD_HANDSHAKE_TIMEOUT_MS 10000
-#define NBD_OPTION_BYTES_MAX     4096
-#define NBD_EXPORT_NAME_MAX      64
-#define NBD_EXPORTS_MAX          32
+/* A long trim or zeroing goes to the disk in steps of so many device requests and bytes at most; of
+ * zeroes that have to be written, so many bytes. Others get the disk in between. */
+#define NBD_STEP_PARTS        16
+#define NBD_STEP_BYTES_MAX    (UINT64_C(1) << 30)
+#define NBD_STEP_ZEROES_BYTES (4u * 1024 * 1024)
+/* Extents told in one reply to BLOCK_STATUS; a client asks again from where it ends. */
+#define NBD_STATUS_EXTENTS_MAX 128
+#define NBD_OPTION_BYTES_MAX   4096
+#define NBD_EXPORT_NAME_MAX    64
+#define NBD_EXPORTS_MAX        32
 /* Networks in one list of addresses; with more, nothing is served. */
 #define NBD_ACCESS_RULES_MAX 64
 /* What a limited export may serve at once after a pause, in time at its rate. */
