@@ -22,11 +22,22 @@ MIB = 1024 * 1024
 # What libslirp 4.7 dies of when a client resets its connection while the network's buffer for it is
 # full: it reads on, though there is no room.
 USER_NETWORK_CRASH = "soread: Assertion `buf_len != 0' failed"
+MINUTES = 0.3
 DEADLINE_S = 120  # of a test with its fixtures, unless its mark `deadline(seconds)` says otherwise
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="how long the mixed load lasts (default: %(default)s)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deadline(seconds): how long this test may take")
+    config.addinivalue_line("markers", "as_long_as_asked: lasts as long as --minutes says")
     if not KERNEL.exists():
         raise pytest.UsageError(f"{KERNEL} is missing: run ./build.sh build, or ./build.sh test")
     # What `timeout` sends: fixtures still clean up.
@@ -64,6 +75,8 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     waiting, until its server is gone."""
     mark = request.node.get_closest_marker("deadline")
     seconds = mark.args[0] if mark else DEADLINE_S
+    if request.node.get_closest_marker("as_long_as_asked"):
+        seconds += 60 * request.config.getoption("--minutes")
     main = threading.main_thread().ident
     assert main is not None
 
@@ -87,6 +100,12 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
     # Where the exception of an interrupted call was on its way, that of the alarm may have got lost.
     assert not expired.is_set(), f"not done after {seconds} s"
+
+
+@pytest.fixture
+def minutes(request: pytest.FixtureRequest) -> float:
+    """How long a test that may be short or long is to last."""
+    return float(request.config.getoption("--minutes"))
 
 
 @pytest.fixture
