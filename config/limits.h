@@ -113,7 +113,8 @@
 #define NBD_ACCESS_RULES_MAX 64
 /* What a limited export may serve at once after a pause, in time at its rate. */
 #define NBD_LIMIT_BURST_MS 100
-/* How long a connection that ends, by itself or at shutdown, may take to take its last replies. */
+/* How long a connection that ends, by itself or at shutdown, may take to take its last replies. By
+ * itself it may wait for the disk as long as that takes. */
 #define NBD_DRAIN_TIMEOUT_MS 5000
 
 #endif

@@ -116,6 +116,7 @@ struct nbd_connection {
     struct nbd_request *requests;
     struct nbd_request *free_requests;
     unsigned requests_in_use;
+    unsigned ios_on_disk;
     struct nbd_request *receiving; /* a write whose payload is being received */
     uint32_t skip_bytes;           /* payload of a refused write */
     struct nbd_request *skip_request;

@@ -351,6 +351,10 @@ static void follow_stream(struct nbd_connection *connection) {
             log_info("nbd: %s has been idle: closed", stream->peer);
             let_go(connection, false);
         }
+    } else if (connection->is_late && connection->ios_on_disk > 0) {
+        /* Draining: it is the disk that takes its time, not the client. */
+        connection->is_late = false;
+        nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
     } else if (connection->is_late) {
         nbd_abort(connection, connection->state == NBD_HANDSHAKE
                                   ? "does not finish its handshake in time"
@@ -493,6 +497,27 @@ bool nbd_server_is_down(void) {
     return is_shutting_down && (connection_count == 0 || scheduler_now_ns() > limit_ns);
 }
 
+/* How close each disk's map and each export's limit came to their ends. */
+static void dump_bounds(void) {
+    const struct block_device *device;
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        const struct block_allocation *map = device->allocation;
+        if (map != NULL) {
+            log_text("  %s: ranges known %u of %u (peak %u), forgotten %llu", device->name,
+                     map->count, map->extents_max, map->peak, (unsigned long long)map->forgotten);
+        }
+    }
+    const struct nbd_export *export;
+    for (unsigned i = 0; (export = nbd_export_at(i)) != NULL; i++) {
+        if (export->limit != NULL) {
+            log_text("  %s: limited to %llu bytes and %llu requests per second, waits %llu",
+                     export->name, (unsigned long long)export->limit->bytes.per_s,
+                     (unsigned long long)export->limit->requests.per_s,
+                     (unsigned long long)export->limit->waits);
+        }
+    }
+}
+
 void nbd_server_dump(void) {
     log_text("nbd: %u connections (peak %u, total %llu, refused %llu), ios %u of %u free (least "
              "%u), payload %zu of "
@@ -501,6 +526,7 @@ void nbd_server_dump(void) {
              (unsigned long long)refused_total, free_io_count, io_count, free_io_least,
              free_list_pages_free(&payload) * PAGE_BYTES / 1024,
              payload.page_count * PAGE_BYTES / 1024, (unsigned long long)waits);
+    dump_bounds();
     for (const struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {
         if (connection->state != NBD_CLOSED) {

@@ -106,6 +106,7 @@ void nbd_submit(struct nbd_io *io, enum block_operation operation, unsigned flag
                                        .complete = io_complete,
                                        .owner = io};
     request->ios_on_disk++;
+    request->connection->ios_on_disk++;
     block_submit(request->connection->export->device, &io->block);
 }
 
@@ -114,6 +115,7 @@ static void io_finished(struct nbd_io *io) {
     struct nbd_connection *connection = request->connection;
     ASSERT(request->ios_on_disk > 0 && io->state == IO_ON_DISK);
     request->ios_on_disk--;
+    connection->ios_on_disk--;
     io->state = IO_IDLE;
     stream_return(&io->loan);
     if (connection->state == NBD_CLOSED) {

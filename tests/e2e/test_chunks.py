@@ -6,10 +6,12 @@ of the disk for itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,19 @@ import nbd  # type: ignore[import]
 import pytest
 
 from appliance import Appliance, make_disk
-from nbd_chunks import ALLOCATION, HOLE, ZERO, ChunkWire, Kind, context_bytes, filter_bytes
+from nbd_chunks import (
+    ALLOCATION,
+    HOLE,
+    ZERO,
+    Answer,
+    ChunkWire,
+    Kind,
+    context_bytes,
+    filter_bytes,
+    take_chunk,
+)
 from nbd_wire import (
+    Closed,
     Command,
     CommandFlag,
     Error,
@@ -299,6 +312,58 @@ def test_an_error_comes_with_words(wire: ChunkWire) -> None:
     assert answer.message == "past the end of the export"
 
 
+def test_the_longest_reads_of_many_stream_through_little_memory(launch: Launch) -> None:
+    """32 MiB each, whole or in chunks, four at once in 16 MiB of memory."""
+    appliance = launch(32 * MIB, memory_mib=16)
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(ChunkWire(appliance, n % 2 == 0)) for n in range(4)]
+        data = random.Random(46).randbytes(MIB)
+        for number, wire in enumerate(wires):
+            wire.go()
+            if number == 0:
+                for at in range(0, 32 * MIB, MIB):
+                    assert wire.request(Command.WRITE, at, MIB, data) == Error.NONE
+        results: list[bool] = []
+
+        def read(number: int) -> None:
+            flags = CommandFlag.DF if number < 2 else 0
+            whole = wires[number].get(0, 32 * MIB, flags=flags)
+            results.append(whole == data * 32)
+
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [True] * 4
+
+
+def test_power_off_tells_those_who_wait_that_it_shuts_down(launch: Launch) -> None:
+    """Half a write keeps the connection open; the rest of it comes when all is ending."""
+    appliance = launch(MIB)
+    with ChunkWire(appliance) as wire:
+        wire.go()
+        words = wire.request_words(Command.WRITE, 0, 512, b"l" * 512, cookie=2)
+        wire.send(words[:-1])
+        while ", 1 in flight" not in appliance.status():
+            pass  # the test's deadline ends it
+        appliance.signal()
+        appliance.wait_for_console("shutting down")
+        late = wire.request_words(Command.READ, 0, 512, cookie=3)
+        wire.send(words[-1:] + late)
+        answers = {}
+        with contextlib.suppress(Closed):
+            for _ in range(2):
+                chunk = wire.chunk()
+                answer = answers.setdefault(chunk.cookie, Answer())
+                take_chunk(answer, chunk, False)
+        assert answers[2].error == Error.NONE
+        assert answers[3].error == Error.ESHUTDOWN
+        assert answers[3].message == "shutting down"
+    assert appliance.wait() == 0
+    assert appliance.image.read_bytes()[:512] == b"l" * 512
+
+
 # Writing, with 64-bit lengths
 
 
@@ -363,11 +428,41 @@ def test_a_long_zeroing_where_the_disk_cannot(launch: Launch, folder: Path) -> N
         fast = wire.request(Command.WRITE_ZEROES, 0, 20 * MIB, flags=CommandFlag.FAST_ZERO)
         assert fast == Error.ENOTSUP
         assert appliance.status().count("vda write zeroes") == writes
+        flushes = appliance.counter("device flushes")
         assert wire.request(Command.WRITE_ZEROES, 512, 20 * MIB, flags=CommandFlag.FUA) == 0
+        assert appliance.counter("device flushes") == flushes + 1  # one, behind all steps
+        assert wire.request(Command.WRITE_ZEROES, 512, 20 * MIB) == 0
+        assert appliance.counter("device flushes") == flushes + 1
         assert wire.status(0, 24 * MIB) == [(512, 0), (20 * MIB, ZERO), (4 * MIB - 512, 0)]
     content = disk.read_bytes()
     is_right = content == b"z" * 512 + bytes(20 * MIB) + b"z" * (4 * MIB - 512)
     assert is_right
+
+
+def test_a_disconnect_waits_for_a_zeroing_as_long_as_the_disk_takes(
+    launch: Launch, folder: Path
+) -> None:
+    """Longer than a client may take for its last replies."""
+    size = 112 * MIB
+    slow = make_disk(folder / "slow", size, b"z" * size)
+    disk = {
+        "driver": "throttle",
+        "node-name": "slow",
+        "throttle-group": "rate",
+        "file": {"driver": "file", "filename": str(slow)},
+    }
+    words = "-object throttle-group,id=rate,x-bps-write=16777216"
+    words += f" -blockdev {json.dumps(disk, separators=(',', ':'))}"
+    words += " -device virtio-blk-device,drive=slow,write-zeroes=off"
+    appliance = launch(MIB, qemu=words)
+    with ChunkWire(appliance, True) as wire:
+        wire.go(b"vdb")
+        wire.send(wire.request_words(Command.WRITE_ZEROES, 0, size, cookie=1))
+        wire.send(wire.request_words(Command.DISC))
+        assert wire.answer(1).error == Error.NONE
+        assert wire.expect_closed() == b""
+    is_zero = not any(slow.read_bytes())
+    assert is_zero
 
 
 def test_a_fast_zeroing_is_done_or_refused_at_once(wire: ChunkWire, place: int) -> None:

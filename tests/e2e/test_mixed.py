@@ -322,6 +322,7 @@ def test_mixed_load_leaves_no_wrong_byte_and_no_memory_behind(
         for line in appliance.console()[said_before:].splitlines()
         if any(word in line for word in ("warning", "error:", "refused:", "PANIC", "lost"))
         and "0 errors" not in line
+        and "kept the processor" not in line  # the host's doing, when it is busy
     ]
     assert not surprises, surprises
     assert appliance.counter("log lines dropped:") == 0
