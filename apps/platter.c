@@ -1,10 +1,7 @@
 /* The appliance: reads the configuration, exports the disks, serves them until it is told to stop.
  */
-#include <errno.h>
-#include <stdio.h>
-#include <string.h>
 
-#include "apps/nbd/export.h"
+#include "apps/disks.h"
 #include "apps/nbd/server.h"
 #include "apps/status/status.h"
 #include "blk/block.h"
@@ -27,6 +24,7 @@
 enum {
     KEY_STOP = 0x03, /* Ctrl-C */
     KEY_STATUS = 's',
+    KEY_DEVICES = 'd',
     /* The last flush of a disk may take as long as any request; then power goes off all the same.
      */
     LOOK_MS = 10,
@@ -37,11 +35,13 @@ bool heap_checks = false;
 static struct event wake = {.is_external = true}; /* a key, the end of a request */
 static bool stop_is_wanted;
 static bool status_is_wanted;
+static bool devices_are_wanted;
 
 static void receive_key(void *unused, uint8_t key) {
     (void)unused;
     stop_is_wanted |= key == KEY_STOP;
     status_is_wanted |= key == KEY_STATUS;
+    devices_are_wanted |= key == KEY_DEVICES;
     event_signal(&wake);
 }
 
@@ -56,56 +56,11 @@ static void enable_console_input(void) {
     }
 }
 
-/* True when the comma-separated list of `key` (which may stand more than once) has `name`. */
-static bool is_listed(const char *key, const char *name) {
-    unsigned position = 0;
-    const char *list;
-    while ((list = config_next(key, &position)) != NULL) {
-        size_t length = strlen(name);
-        for (const char *at = list; at != NULL; at = strchr(at, ',')) {
-            at += *at == ',';
-            if (strncmp(at, name, length) == 0 && (at[length] == ',' || at[length] == '\0')) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-static int make_exports(void) {
+static void make_ram_disk(void) {
     uint64_t ram_bytes = config_bytes("ramdisk", PAGE_BYTES, UINT64_C(1) << 40, 0);
     if (ram_bytes != 0) {
         (void)ram_disk_create("ram0", align_down(ram_bytes, PAGE_BYTES)); /* said in the log */
     }
-    struct block_device *device;
-    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
-        (void)nbd_export_add(device, device->name, is_listed("readonly", device->name),
-                             is_listed("rotational", device->name)); /* said in the log */
-    }
-    if (nbd_export_at(0) == NULL) {
-        return log_error(-ENODEV, "nbd: there is no disk to serve");
-    }
-    /* A name in one of these lists that is no disk would leave something writable, or hidden,
-     * against what was meant: refuse rather than guess. */
-    static const char *const lists[] = {"readonly", "rotational"};
-    for (unsigned i = 0; i < sizeof lists / sizeof lists[0]; i++) {
-        unsigned position = 0;
-        const char *list;
-        while ((list = config_next(lists[i], &position)) != NULL) {
-            while (*list != '\0') {
-                char name[NBD_EXPORT_NAME_MAX + 1];
-                size_t length = strcspn(list, ",");
-                (void)snprintf(name, sizeof name, "%.*s", (int)length, list); /* cut: not found */
-                if (block_device_find(name) == NULL) {
-                    return log_error(-ENOENT, "config: %s=%s refused: there is no disk %s",
-                                     lists[i], list, name);
-                }
-                list += length + (list[length] == ',');
-            }
-        }
-    }
-    const char *first = config_text("default");
-    return first != NULL ? nbd_export_set_default(first) : 0;
 }
 
 /* Until every connection is drained or cut, and the disks have flushed. */
@@ -147,12 +102,14 @@ void appliance_main(void *unused) {
     (void)unused;
     enable_console_input();
     static struct nbd_server_config server; /* large, and asked for once: not on the stack */
-    int error = make_exports();
+    make_ram_disk();
+    disks_begin_scan();
+    int error = net_start();
     if (!error) {
-        error = nbd_server_configure(&server);
+        error = disks_export();
     }
     if (!error) {
-        error = net_start();
+        error = nbd_server_configure(&server);
     }
     if (!error) {
         error = nbd_server_start(&server);
@@ -168,6 +125,10 @@ void appliance_main(void *unused) {
         if (status_is_wanted) {
             status_is_wanted = false;
             status_dump();
+        }
+        if (devices_are_wanted) {
+            devices_are_wanted = false;
+            status_dump_devices();
         }
         if (stop_is_wanted) {
             shut_down();

@@ -12,7 +12,7 @@
 enum { PIECES_MAX = 3 };
 
 int block_allocation_enable(struct block_device *device, unsigned extents_max) {
-    ASSERT(device->allocation == NULL && device->stats.in_flight == 0 && extents_max > 0);
+    ASSERT(device->allocation == NULL && extents_max > 0);
     struct block_allocation *map = calloc(1, sizeof *map);
     struct block_extent *extents = calloc(extents_max, sizeof *extents);
     if (map == NULL || extents == NULL) {
@@ -184,17 +184,24 @@ void block_allocation_forget(struct block_allocation *map, uint64_t offset, uint
     set_known(map, offset, offset + length, 0);
 }
 
+/* The map is the disk's, also for what asks about a partition of it. */
+static const struct block_device *disk_of(const struct block_device *device) {
+    return device->parent != NULL ? device->parent : device;
+}
+
 bool block_knows_any(const struct block_device *device) {
+    device = disk_of(device);
     return device->allocation != NULL && device->allocation->count > 0 && !device->is_gone;
 }
 
 uint64_t block_known_at(const struct block_device *device, uint64_t offset, uint64_t length,
                         unsigned *known) {
-    const struct block_allocation *map = device->allocation;
     *known = 0;
     if (!block_knows_any(device)) {
         return length;
     }
+    offset += device->parent != NULL ? device->start_bytes : 0;
+    const struct block_allocation *map = disk_of(device)->allocation;
     unsigned at = first_behind(map, offset);
     if (at == map->count || map->extents[at].start >= offset + length) {
         return length;

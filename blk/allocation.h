@@ -43,8 +43,8 @@ struct block_allocation {
     struct block_request *zeroings; /* and discards */
 };
 
-/* Keeps a map of up to `extents_max` ranges for `device` from now on, which must have nothing in
- * flight. -ENOMEM. */
+/* Keeps a map of up to `extents_max` ranges for `device` from now on, which must be a whole disk
+ * and have no request in flight that changes it. -ENOMEM. */
 int block_allocation_enable(struct block_device *device, unsigned extents_max);
 void block_allocation_disable(struct block_device *device);
 

@@ -5,9 +5,8 @@
  * chain of header (we write), data, status byte (the device writes).
  *
  * A device that breaks the rules of its ring, asks for a reset, or keeps a request past its
- * deadline is taken out of service: reset first, so that it can touch no memory any more, and only
- * then are its requests ended with an error. When even the reset fails, the memory stays
- * quarantined: its requests are never completed and the report says so. */
+ * deadline is reset, and what it had is submitted again: virtio_blk_recovery.c. What the device
+ * says of itself is read in virtio_blk_config.c. */
 #include "blk/virtio_blk.h"
 
 #include <errno.h>
@@ -17,6 +16,7 @@
 #include <string.h>
 
 #include "blk/queue.h"
+#include "blk/virtio_blk_disk.h"
 #include "boot/arch.h"
 #include "core/log.h"
 #include "core/panic.h"
@@ -24,70 +24,15 @@
 #include "core/task/task.h"
 #include "core/virtio/queue.h"
 
-/* VIRTIO 1.3, 5.2.3. */
-#define VIRTIO_BLK_F_SIZE_MAX     (UINT64_C(1) << 1)
-#define VIRTIO_BLK_F_SEG_MAX      (UINT64_C(1) << 2)
-#define VIRTIO_BLK_F_GEOMETRY     (UINT64_C(1) << 4)
-#define VIRTIO_BLK_F_RO           (UINT64_C(1) << 5)
-#define VIRTIO_BLK_F_BLK_SIZE     (UINT64_C(1) << 6)
-#define VIRTIO_BLK_F_FLUSH        (UINT64_C(1) << 9)
-#define VIRTIO_BLK_F_TOPOLOGY     (UINT64_C(1) << 10)
-#define VIRTIO_BLK_F_CONFIG_WCE   (UINT64_C(1) << 11)
-#define VIRTIO_BLK_F_DISCARD      (UINT64_C(1) << 13)
-#define VIRTIO_BLK_F_WRITE_ZEROES (UINT64_C(1) << 14)
-
-static const struct virtio_feature_name feature_names[] = {
-    {UINT64_C(1) << 0, "BARRIER"}, /* legacy */
-    {VIRTIO_BLK_F_SIZE_MAX, "SIZE_MAX"},
-    {VIRTIO_BLK_F_SEG_MAX, "SEG_MAX"},
-    {VIRTIO_BLK_F_GEOMETRY, "GEOMETRY"},
-    {VIRTIO_BLK_F_RO, "RO"},
-    {VIRTIO_BLK_F_BLK_SIZE, "BLK_SIZE"},
-    {UINT64_C(1) << 7, "SCSI"}, /* legacy */
-    {VIRTIO_BLK_F_FLUSH, "FLUSH"},
-    {VIRTIO_BLK_F_TOPOLOGY, "TOPOLOGY"},
-    {VIRTIO_BLK_F_CONFIG_WCE, "CONFIG_WCE"},
-    {UINT64_C(1) << 12, "MQ"},
-    {VIRTIO_BLK_F_DISCARD, "DISCARD"},
-    {VIRTIO_BLK_F_WRITE_ZEROES, "WRITE_ZEROES"},
-    {UINT64_C(1) << 15, "LIFETIME"},
-    {UINT64_C(1) << 16, "SECURE_ERASE"},
-    {UINT64_C(1) << 17, "ZONED"},
-    {0, NULL},
-};
-
-/* VIRTIO 1.3, 5.2.4: device configuration; little-endian, naturally aligned. */
-struct blk_config {
-    uint64_t capacity_sectors;
-    uint32_t size_max;
-    uint32_t seg_max;
-    uint16_t cylinders;
-    uint8_t heads;
-    uint8_t sectors;
-    uint32_t blk_size;
-    uint8_t physical_block_exp;
-    uint8_t alignment_offset;
-    uint16_t min_io_size;
-    uint32_t opt_io_size;
-    uint8_t writeback;
-    uint8_t unused0;
-    uint16_t num_queues;
-    uint32_t max_discard_sectors;
-    uint32_t max_discard_seg;
-    uint32_t discard_sector_alignment;
-    uint32_t max_write_zeroes_sectors;
-    uint32_t max_write_zeroes_seg;
-    uint8_t write_zeroes_may_unmap;
-    uint8_t unused1[3];
-};
-
 /* VIRTIO 1.3, 5.2.6: device operation. */
 enum {
     VIRTIO_BLK_T_IN = 0,
     VIRTIO_BLK_T_OUT = 1,
     VIRTIO_BLK_T_FLUSH = 4,
+    VIRTIO_BLK_T_GET_ID = 8,
     VIRTIO_BLK_T_DISCARD = 11,
     VIRTIO_BLK_T_WRITE_ZEROES = 13,
+    VIRTIO_BLK_T_SECURE_ERASE = 14,
     VIRTIO_BLK_S_OK = 0,
     VIRTIO_BLK_S_IOERR = 1,
     VIRTIO_BLK_S_UNSUPP = 2,
@@ -115,46 +60,16 @@ struct slot_memory {
     uint8_t unused[31];
 };
 
-_Static_assert(offsetof(struct blk_config, write_zeroes_may_unmap) == 56, "VIRTIO 1.3, 5.2.4");
 _Static_assert(sizeof(struct blk_header) == 16, "VIRTIO 1.3, 5.2.6");
 _Static_assert(sizeof(struct blk_range) == 16, "VIRTIO 1.3, 5.2.6");
 _Static_assert(sizeof(struct slot_memory) == 64, "a slot is a cache line");
 
 enum {
     SECTOR_BYTES = 512,
-    CONFIG_BYTES = 60, /* of the configuration that we know */
     /* Descriptors of a request besides its data. */
     OVERHEAD_SEGMENTS = 2,
     INDIRECT_TABLES = 64,
     INDIRECT_SEGMENTS = BLOCK_SEGMENTS_MAX + OVERHEAD_SEGMENTS,
-    /* Bytes of one segment when the device sets no limit: a whole number of blocks of any size. */
-    SEGMENT_BYTES_UNLIMITED = 1u << 30,
-};
-
-/* A request on the ring. */
-struct slot {
-    struct block_request *request; /* NULL for a flush */
-    enum block_operation operation;
-    uint32_t data_bytes; /* what the device must write of a read */
-    uint64_t issued_ns;
-    struct slot_memory *memory;
-    struct slot *next_free;
-    struct slot *older; /* in flight, in order of issue: the oldest has the nearest deadline */
-    struct slot *newer;
-};
-
-struct disk {
-    struct block_device block; /* first: the callbacks cast back */
-    struct virtio_transport *transport;
-    struct virtqueue *queue;
-    struct event wake;
-    struct poll_source source;
-    struct slot *slots;
-    struct slot *free_slots;
-    struct slot *oldest;
-    struct slot *newest;
-    bool config_changed;
-    char name[8];
 };
 
 static unsigned disk_count;
@@ -209,22 +124,25 @@ static uint32_t type_of(enum block_operation operation) {
         return VIRTIO_BLK_T_DISCARD;
     case BLOCK_WRITE_ZEROES:
         return VIRTIO_BLK_T_WRITE_ZEROES;
+    case BLOCK_SECURE_ERASE:
+        return VIRTIO_BLK_T_SECURE_ERASE;
+    case BLOCK_GET_ID:
+        return VIRTIO_BLK_T_GET_ID;
     case BLOCK_OPERATIONS:
         break;
     }
     panic("block operation %u is none", (unsigned)operation);
 }
 
-/* Puts one part on the ring. -ENOSPC when it has no room. */
-static int issue(struct disk *disk, const struct block_part *part) {
-    struct slot *slot = disk->free_slots;
-    if (slot == NULL) {
-        return -ENOSPC;
-    }
+/* Puts one part on the ring, with this slot's header and status byte. -ENOSPC when it has no room;
+ * nothing has changed then. */
+static inline __attribute__((always_inline)) int put_on_ring(struct disk *disk, struct slot *slot,
+                                                             const struct block_part *part) {
     struct segment segments[BLOCK_SEGMENTS_MAX + OVERHEAD_SEGMENTS];
     struct slot_memory *memory = slot->memory;
-    bool is_ranged = part->operation == BLOCK_DISCARD || part->operation == BLOCK_WRITE_ZEROES;
-    bool is_read = part->operation == BLOCK_READ;
+    bool is_ranged = part->operation == BLOCK_DISCARD || part->operation == BLOCK_WRITE_ZEROES ||
+                     part->operation == BLOCK_SECURE_ERASE;
+    bool is_read = part->operation == BLOCK_READ || part->operation == BLOCK_GET_ID;
     unsigned count = 0;
     /* For ranged requests the header's sector is 0: the range says where (5.2.6). */
     memory->header = (struct blk_header){.type = type_of(part->operation),
@@ -248,34 +166,50 @@ static int issue(struct disk *disk, const struct block_part *part) {
     if (error) {
         return error;
     }
-    disk->free_slots = slot->next_free;
-    slot->request = part->request;
-    slot->operation = part->operation;
-    slot->data_bytes = is_read ? (uint32_t)part->length : 0;
     slot->issued_ns = scheduler_now_ns();
     in_flight_add(disk, slot);
     return 0;
 }
 
-static void release_slot(struct disk *disk, struct slot *slot) {
+static int issue(struct disk *disk, const struct block_part *part) {
+    struct slot *slot = disk->free_slots;
+    if (slot == NULL) {
+        return -ENOSPC;
+    }
+    struct slot *next_free = slot->next_free;
+    int error = put_on_ring(disk, slot, part);
+    if (error) {
+        return error;
+    }
+    disk->free_slots = next_free;
+    slot->request = part->request;
+    slot->operation = part->operation;
+    slot->flags = part->flags;
+    slot->offset = part->offset;
+    slot->length = part->length;
+    slot->attempts = 0;
+    slot->is_overtaken = false;
+    return 0;
+}
+
+void disk_release_slot(struct disk *disk, struct slot *slot) {
     in_flight_remove(disk, slot);
-    slot->request = NULL;
     slot->next_free = disk->free_slots;
     disk->free_slots = slot;
 }
 
 /* The status byte and the length, both written by the device, to an errno. */
-static int result_of(const struct disk *disk, const struct slot *slot, uint32_t written) {
+static int result_of(const struct disk *disk, const struct slot *slot, uint8_t status,
+                     uint32_t written) {
     static struct log_rate rate;
-    uint8_t status = *(volatile uint8_t *)&slot->memory->status;
     switch (status) {
     case VIRTIO_BLK_S_OK:
         /* A read that says it is complete without having written its data would hand out whatever
          * was in the buffer before. */
-        if (slot->operation == BLOCK_READ && written < slot->data_bytes) {
+        if (slot->operation == BLOCK_READ && written < slot->length) {
             if (log_rate_allows(&rate)) {
                 log_warning("%s: a read of %u bytes came back with %u", disk->block.name,
-                            (unsigned)slot->data_bytes, (unsigned)written);
+                            (unsigned)slot->length, (unsigned)written);
             }
             return -EIO;
         }
@@ -292,10 +226,33 @@ static int result_of(const struct disk *disk, const struct slot *slot, uint32_t 
     }
 }
 
+/* What was in flight when the device was reset, before anything else. False when the ring is full.
+ */
+static bool issue_again(struct disk *disk, struct block_part *part, bool *any) {
+    struct slot *slot;
+    while ((slot = disk->retry_first) != NULL) {
+        struct slot *next = slot->newer;
+        part->request = slot->request;
+        part->operation = slot->operation;
+        part->flags = slot->flags;
+        part->offset = slot->offset;
+        part->length = slot->length;
+        block_queue_rebuild(&disk->block, part);
+        if (put_on_ring(disk, slot, part) != 0) {
+            return false;
+        }
+        disk->retry_first = next;
+        disk->block.stats.retries++;
+        *any = true;
+    }
+    return true;
+}
+
 static bool issue_all(struct disk *disk) {
     static struct block_part part; /* large, and one task runs at a time: not on the stack */
     bool any = false;
-    while (block_queue_next(&disk->block, &part)) {
+    bool has_room = disk->retry_first == NULL || issue_again(disk, &part, &any);
+    while (has_room && block_queue_next(&disk->block, &part)) {
         if (issue(disk, &part) != 0) {
             block_queue_return(&disk->block, &part);
             break;
@@ -308,6 +265,30 @@ static bool issue_all(struct disk *disk) {
     return any;
 }
 
+static bool overlap(const struct slot *a, const struct slot *b) {
+    return a->offset < b->offset + b->length && b->offset < a->offset + a->length;
+}
+
+/* A write is on the disk and its client is told: older writes to the same place that are still in
+ * flight must not be repeated after a reset. Costs nothing when requests complete in order. */
+static void mark_overtaken(struct slot *done) {
+    for (struct slot *slot = done->older; slot != NULL; slot = slot->older) {
+        if (slot_writes(slot) && overlap(slot, done)) {
+            slot->is_overtaken = true;
+        }
+    }
+}
+
+/* A write that failed and is tried again goes behind those in flight: it must not undo one. */
+static bool is_followed(const struct slot *failed) {
+    for (const struct slot *slot = failed->newer; slot != NULL; slot = slot->newer) {
+        if (slot_writes(slot) && overlap(slot, failed)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* True when something was taken. Bounded: a fast device completes inside our own kick, and would
  * keep this loop going for ever while others wait. */
 static bool reap(struct disk *disk) {
@@ -316,56 +297,47 @@ static bool reap(struct disk *disk) {
     struct slot *slot;
     while (budget > 0 && (slot = virtqueue_take(disk->queue, &written)) != NULL) {
         struct block_request *request = slot->request;
-        int error = result_of(disk, slot, written);
-        release_slot(disk, slot);
-        block_queue_done(&disk->block, request, error);
+        uint8_t status = *(volatile uint8_t *)&slot->memory->status;
+        if (status == STATUS_UNWRITTEN) {
+            /* It speaks of one request and means another: that may still be written to. Stays in
+             * the list of those in flight, which the reset submits again. */
+            disk->has_lied = true;
+            break;
+        }
+        int error = result_of(disk, slot, status, written);
+        if (slot->older != NULL && error == 0 && slot_writes(slot)) {
+            mark_overtaken(slot);
+        }
+        bool is_final =
+            slot->is_overtaken || (error != 0 && slot_writes(slot) && is_followed(slot));
+        disk_release_slot(disk, slot);
+        if (is_final) {
+            block_queue_fail(&disk->block, request, error);
+        } else {
+            block_queue_done(&disk->block, request, error);
+        }
         budget--;
     }
     return budget < BLOCK_REAP_BUDGET;
 }
 
-static void take_out_of_service(struct disk *disk, const char *reason) {
-    (void)log_error(-EIO, "%s: %s: taken out of service, %u requests fail", disk->block.name,
-                    reason, disk->block.stats.in_flight); /* each request carries the error */
-    virtqueue_dump(disk->queue);
-    disk->block.is_gone = true;
-    scheduler_remove_source(&disk->source);
-    if (virtio_reset(disk->transport) != 0) {
-        (void)log_error(-EIO, "%s: %u requests stay unanswered, their memory is quarantined",
-                        disk->block.name,
-                        virtqueue_in_flight(disk->queue)); /* nothing to pass to */
-        return;
-    }
-    virtio_fail(disk->transport);
-    struct slot *slot;
-    while ((slot = virtqueue_abandon(disk->queue)) != NULL) {
-        struct block_request *request = slot->request;
-        release_slot(disk, slot);
-        block_queue_done(&disk->block, request, -EIO);
-    }
-}
-
+/* The device says that something about it has changed. */
 static void look_at_config(struct disk *disk) {
+    uint64_t capacity_bytes = 0;
     disk->config_changed = false;
     uint32_t status = disk->transport->ops->status_read(disk->transport);
-    if ((status & VIRTIO_STATUS_NEEDS_RESET) != 0) {
-        take_out_of_service(disk, "the device asks for a reset");
-        return;
-    }
-    uint64_t sectors = 0;
-    uint64_t bytes = 0;
-    if (virtio_config_read(disk->transport, 0, &sectors, sizeof sectors) == 0 &&
-        multiply_fits(sectors, SECTOR_BYTES, &bytes) && bytes != disk->block.capacity_bytes) {
-        log_warning("%s: the device changed its size from %llu to %llu bytes; the old size is "
-                    "served until restart",
-                    disk->block.name, (unsigned long long)disk->block.capacity_bytes,
-                    (unsigned long long)bytes);
+    if (status == VIRTIO_NOTHING_THERE) {
+        disk_recover(disk, "nothing answers at its address", false);
+    } else if ((status & VIRTIO_STATUS_NEEDS_RESET) != 0) {
+        disk_recover(disk, "the device asks for a reset", false);
+    } else if (disk_read_capacity(disk, &capacity_bytes) == 0 &&
+               capacity_bytes != disk->block.capacity_bytes) {
+        disk_resize(disk, capacity_bytes);
     }
 }
 
 static uint64_t next_deadline(const struct disk *disk) {
-    return disk->oldest != NULL ? disk->oldest->issued_ns + BLOCK_REQUEST_TIMEOUT_MS * NS_PER_MS
-                                : DEADLINE_NEVER;
+    return disk->oldest != NULL ? disk->oldest->issued_ns + disk->timeout_ns : DEADLINE_NEVER;
 }
 
 static void disk_task(void *arg) {
@@ -380,10 +352,12 @@ static void disk_task(void *arg) {
         worked |= reap(disk);
         if (disk->config_changed) {
             look_at_config(disk);
-        } else if (virtqueue_is_broken(disk->queue)) {
-            take_out_of_service(disk, "the device broke its ring");
-        } else if (scheduler_now_ns() >= next_deadline(disk)) {
-            take_out_of_service(disk, "a request was not answered in time");
+        } else if (virtqueue_is_broken(disk->queue) || disk->has_lied) {
+            disk_recover(disk, "the device broke its ring", false);
+        } else if (scheduler_now_ns() >= next_deadline(disk) &&
+                   !virtqueue_has_completed(disk->queue)) {
+            /* Not when an answer has come since the look: it may be the one that was due. */
+            disk_recover(disk, "a request was not answered in time", true);
         } else if (worked) {
             task_yield();
         } else {
@@ -431,71 +405,6 @@ static void source_disarm(void *arg) {
     virtqueue_disarm(((struct disk *)arg)->queue);
 }
 
-/* Fields are valid only when the feature is negotiated; without it the specification's defaults. */
-static int read_limits(struct disk *disk) {
-    struct virtio_transport *transport = disk->transport;
-    struct blk_config config = {0};
-    /* A device without the newer features may have a shorter configuration. */
-    size_t have = transport->ops->config_bytes(transport);
-    int error = virtio_config_read(transport, 0, &config,
-                                   have < CONFIG_BYTES ? have & ~(size_t)7 : CONFIG_BYTES);
-    uint64_t capacity_bytes = 0;
-    if (error || !multiply_fits(config.capacity_sectors, SECTOR_BYTES, &capacity_bytes)) {
-        return log_error(-EINVAL, "%s: capacity %llu sectors makes no sense", transport->node->name,
-                         (unsigned long long)config.capacity_sectors);
-    }
-    uint32_t block = virtio_has(transport, VIRTIO_BLK_F_BLK_SIZE) ? config.blk_size : SECTOR_BYTES;
-    if (!is_power_of_two(block) || block < SECTOR_BYTES || block > 65536) {
-        return log_error(-EINVAL, "%s: block size %u makes no sense", transport->node->name,
-                         (unsigned)block);
-    }
-    struct block_limits *limits = &disk->block.limits;
-    *limits = (struct block_limits){
-        .block_bytes = block,
-        .physical_block_bytes = block,
-        .segments_max = 1,
-        .segment_bytes_max = SEGMENT_BYTES_UNLIMITED,
-        .is_read_only = virtio_has(transport, VIRTIO_BLK_F_RO),
-        .has_cache = virtio_has(transport, VIRTIO_BLK_F_FLUSH),
-    };
-    if (virtio_has(transport, VIRTIO_BLK_F_SEG_MAX)) {
-        limits->segments_max = config.seg_max;
-    }
-    if (virtio_has(transport, VIRTIO_BLK_F_SIZE_MAX)) {
-        limits->segment_bytes_max = config.size_max;
-    }
-    if (virtio_has(transport, VIRTIO_BLK_F_TOPOLOGY) && config.physical_block_exp < 8) {
-        limits->physical_block_bytes = block << config.physical_block_exp;
-        uint64_t optimal = (uint64_t)config.opt_io_size * block;
-        limits->optimal_io_bytes = optimal <= NBD_REQUEST_BYTES_MAX ? (uint32_t)optimal : 0;
-    }
-    if (virtio_has(transport, VIRTIO_BLK_F_GEOMETRY)) {
-        limits->cylinders = config.cylinders;
-        limits->heads = config.heads;
-        limits->sectors = config.sectors;
-    }
-    /* With CONFIG_WCE the device says whether its cache is on now; without it, FLUSH means a cache.
-     */
-    if (virtio_has(transport, VIRTIO_BLK_F_CONFIG_WCE) && config.writeback == 0) {
-        limits->has_cache = false;
-    }
-    if (virtio_has(transport, VIRTIO_BLK_F_DISCARD)) {
-        limits->discard_bytes_max =
-            align_down((uint64_t)config.max_discard_sectors * SECTOR_BYTES, block);
-        uint64_t align = (uint64_t)config.discard_sector_alignment * SECTOR_BYTES;
-        limits->discard_align_bytes = align <= limits->discard_bytes_max ? (uint32_t)align : 0;
-        /* What a discarded range reads as, the device does not say (5.2.6.2). */
-        limits->discard_leaves = BLOCK_KNOWN_HOLE;
-    }
-    if (virtio_has(transport, VIRTIO_BLK_F_WRITE_ZEROES)) {
-        limits->zeroes_bytes_max =
-            align_down((uint64_t)config.max_write_zeroes_sectors * SECTOR_BYTES, block);
-        limits->zeroes_may_unmap = config.write_zeroes_may_unmap != 0;
-    }
-    disk->block.capacity_bytes = align_down(capacity_bytes, block);
-    return 0;
-}
-
 /* The ring carries at most size - 2 segments of a request that finds no indirect table. */
 static int bring_up_queue(struct disk *disk) {
     struct virtio_transport *transport = disk->transport;
@@ -527,23 +436,7 @@ static int bring_up_queue(struct disk *disk) {
     return 0;
 }
 
-static void announce(const struct disk *disk) {
-    const struct block_limits *limits = &disk->block.limits;
-    log_info("%s: %s, %llu bytes, block %u/%u%s%s%s%s, %u segments, ring %u", disk->block.name,
-             disk->transport->node->name, (unsigned long long)disk->block.capacity_bytes,
-             (unsigned)limits->block_bytes, (unsigned)limits->physical_block_bytes,
-             limits->is_read_only ? ", read-only" : "",
-             limits->has_cache ? ", write cache" : ", no cache",
-             limits->discard_bytes_max != 0 ? ", discard" : "",
-             limits->zeroes_bytes_max != 0 ? ", write zeroes" : "", (unsigned)limits->segments_max,
-             virtqueue_size(disk->queue));
-}
-
 static int disk_probe(struct virtio_transport *transport) {
-    uint64_t wanted = VIRTIO_BLK_F_SIZE_MAX | VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_GEOMETRY |
-                      VIRTIO_BLK_F_RO | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_FLUSH |
-                      VIRTIO_BLK_F_TOPOLOGY | VIRTIO_BLK_F_CONFIG_WCE | VIRTIO_BLK_F_DISCARD |
-                      VIRTIO_BLK_F_WRITE_ZEROES | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
     if (!device_has_dma(transport->node, disk_dma_bytes(transport))) {
         virtio_fail(transport);
         return -ENOMEM;
@@ -553,9 +446,10 @@ static int disk_probe(struct virtio_transport *transport) {
         return log_error(-ENOMEM, "%s: no memory", transport->node->name);
     }
     disk->transport = transport;
-    int error = virtio_negotiate(transport, wanted, feature_names);
+    (void)snprintf(disk->name, sizeof disk->name, "vd%c", (char)('a' + disk_count)); /* it fits */
+    int error = disk_negotiate(disk);
     if (!error) {
-        error = read_limits(disk);
+        error = disk_read_limits(disk, &disk->block.limits, &disk->block.capacity_bytes);
     }
     if (!error) {
         error = bring_up_queue(disk);
@@ -563,11 +457,12 @@ static int disk_probe(struct virtio_transport *transport) {
     if (error) {
         goto fail;
     }
-    (void)snprintf(disk->name, sizeof disk->name, "vd%c", (char)('a' + disk_count)); /* it fits */
+    disk->timeout_ns = disk_timeout_ns(disk);
     disk->block.name = disk->name;
     disk->block.model = "virtio-blk";
     disk->block.wake = disk_wake;
     disk->block.dump = disk_dump;
+    disk->block.dump_device = disk_dump_device;
     error = block_register(&disk->block);
     if (error) {
         goto fail;
@@ -588,7 +483,7 @@ static int disk_probe(struct virtio_transport *transport) {
                                         .event = &disk->wake};
     scheduler_add_source(&disk->source);
     virtio_driver_ok(transport);
-    announce(disk);
+    disk_announce(disk);
     return 0;
 
 fail:
@@ -608,3 +503,9 @@ const struct virtio_driver virtio_blk_driver = {.name = "virtio-blk",
                                                 .device_id = VIRTIO_ID_BLOCK,
                                                 .dma_bytes = disk_dma_bytes,
                                                 .probe = disk_probe};
+
+#ifdef PLATTER_HOST
+void virtio_blk_forget(void) {
+    disk_count = 0;
+}
+#endif

@@ -61,10 +61,32 @@
 /* Ring entries asked for; a device may offer fewer. */
 #define BLOCK_RING_ENTRIES 256
 /* A request that the device has not answered by then is reported with the state of the queue, and
- * the device is taken out of service. */
-#define BLOCK_REQUEST_TIMEOUT_MS 60000
+ * the device is reset. The default of the key disk.timeout, and its bounds in seconds. */
+#define BLOCK_REQUEST_TIMEOUT_MS    60000
+#define BLOCK_REQUEST_TIMEOUT_S_MAX 3600
+/* What is overdue may be tried this often in all; then it fails with EIO. */
+#define BLOCK_ATTEMPTS_MAX 3
+/* Resets within this time: a device that needs more is taken out of service. */
+#define BLOCK_RESETS_MAX      6
+#define BLOCK_RESET_WINDOW_MS 600000
+/* A device that has not finished its reset by then is taken out of service, and the memory of its
+ * requests is never used again. */
+#define BLOCK_RESET_TIMEOUT_MS 5000
+/* Longest device request that requests are merged to: what it delays by is what the device needs
+ * for that many bytes. */
+#define BLOCK_MERGE_BYTES_MAX (128 * 1024)
 /* Completions handled before other tasks get their turn. */
 #define BLOCK_REAP_BUDGET 128
+
+/* Partition tables: partitions of one disk (further ones are named in the log and left out), bytes
+ * of a GPT's array of entries (a larger one is refused; the usual one has 16 KiB), and reads spent
+ * on one disk (a table that needs more is refused). A logical partition takes one read. */
+#define PARTITIONS_MAX        128
+#define GPT_ENTRIES_BYTES_MAX (256 * 1024)
+#define PARTITION_READS_MAX   (PARTITIONS_MAX + 16)
+
+/* Disks that have not told their serial and partition table by then are exported whole. */
+#define DISK_SCAN_TIMEOUT_MS 3000
 
 /* Network: ring entries, and bytes of one receive buffer, virtio header included. */
 #define NET_RX_RING_ENTRIES 1024
@@ -108,7 +130,7 @@
 #define NBD_STATUS_EXTENTS_MAX 128
 #define NBD_OPTION_BYTES_MAX   4096
 #define NBD_EXPORT_NAME_MAX    64
-#define NBD_EXPORTS_MAX        32
+#define NBD_EXPORTS_MAX        64
 /* Networks in one list of addresses; with more, nothing is served. */
 #define NBD_ACCESS_RULES_MAX 64
 /* What a limited export may serve at once after a pause, in time at its rate. */

@@ -87,7 +87,7 @@ struct nbd_handshake {
     bool mark_is_placed;
     size_t out_used; /* replies not yet acknowledged */
     size_t out_sent; /* of them, taken by the stream */
-    uint8_t out[8192];
+    uint8_t out[16384];
 };
 
 struct nbd_connection {

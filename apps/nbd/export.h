@@ -11,8 +11,10 @@
 struct nbd_limit;
 
 struct nbd_export {
-    const char *name;
+    const char *name;  /* as listed */
+    const char *alias; /* another that finds it, or NULL */
     char description[96];
+    uint64_t described_bytes; /* the size that the description tells */
     struct block_device *device;
     bool is_read_only; /* the disk is, or the configuration says so */
     bool is_rotational;
@@ -24,15 +26,19 @@ struct nbd_export {
 int nbd_export_add(struct block_device *device, const char *name, bool is_read_only,
                    bool is_rotational);
 
-/* "" (or the name of one) is the default: the first, or the one set. NULL when there is none such.
- * The name need not end with a zero byte. */
+/* Lets `alias`, which must outlive it, find the export as well. -EEXIST for a name that is taken,
+ * -ENOENT; said in the log. */
+int nbd_export_set_alias(const char *name, const char *alias);
+
+/* "" (or the name of one) is the default: the first, or the one set. NULL when there is none such,
+ * or its disk is out of service. The name need not end with a zero byte. */
 const struct nbd_export *nbd_export_find(const char *name, size_t length);
 /* Limits what all clients of an export together may do, in bytes and in requests; 0 leaves that one
  * as it is. -ENOENT, -ENOMEM. */
 int nbd_export_set_limit(const char *name, uint64_t bytes_per_s, uint64_t requests_per_s);
 int nbd_export_set_default(const char *name);
 
-/* In order; NULL past the last. */
+/* Those whose disks are in service, in order; NULL past the last. */
 const struct nbd_export *nbd_export_at(unsigned index);
 
 /* Transmission flags, true of the disk, for a client that may perhaps only read. */

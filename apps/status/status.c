@@ -78,3 +78,12 @@ void status_dump(void) {
     nbd_server_dump();
     log_text("--- end of status");
 }
+
+void status_dump_devices(void) {
+    struct block_device *device;
+    log_text("--- devices");
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        block_dump_device(device);
+    }
+    log_text("--- end of devices");
+}

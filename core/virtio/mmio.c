@@ -135,6 +135,10 @@ static void config_read(struct virtio_transport *transport, size_t offset, void 
     }
 }
 
+static void config_write8(struct virtio_transport *transport, size_t offset, uint8_t value) {
+    mmio_write8(registers(transport), REG_CONFIG + offset, value);
+}
+
 static uint32_t config_generation(struct virtio_transport *transport) {
     return mmio_read32(registers(transport), REG_CONFIG_GENERATION);
 }
@@ -147,6 +151,19 @@ static void barrier(struct virtio_transport *transport) {
     (void)mmio_read32(registers(transport), REG_INTERRUPT_STATUS); /* the access is the point */
 }
 
+static void dump(struct virtio_transport *transport, unsigned index) {
+    const struct mmio *mmio = registers(transport);
+    mmio_write32(mmio, REG_QUEUE_SELECT, index);
+    log_text("  %s: magic 0x%x, version %u, device %u, interrupt status 0x%x, configuration %u, "
+             "queue %u: ready %u, at most %u entries",
+             transport->node->name, (unsigned)mmio_read32(mmio, REG_MAGIC),
+             (unsigned)mmio_read32(mmio, REG_VERSION), (unsigned)mmio_read32(mmio, REG_DEVICE_ID),
+             (unsigned)mmio_read32(mmio, REG_INTERRUPT_STATUS),
+             (unsigned)mmio_read32(mmio, REG_CONFIG_GENERATION), index,
+             (unsigned)mmio_read32(mmio, REG_QUEUE_READY),
+             (unsigned)mmio_read32(mmio, REG_QUEUE_SIZE_MAX));
+}
+
 static const struct virtio_transport_ops mmio_ops = {
     .status_read = status_read,
     .status_write = status_write,
@@ -156,9 +173,11 @@ static const struct virtio_transport_ops mmio_ops = {
     .queue_enable = queue_enable,
     .notify = notify,
     .config_read = config_read,
+    .config_write8 = config_write8,
     .config_generation = config_generation,
     .config_bytes = config_bytes,
     .barrier = barrier,
+    .dump = dump,
 };
 
 /* Status, then acknowledge, and only then do the drivers' tasks drain the rings: acknowledging

@@ -144,9 +144,6 @@ static int carve_rings(struct virtqueue *queue, struct io_buffer *memory) {
     if (error) {
         return error;
     }
-    memset(descriptors, 0, sizeof(struct descriptor) * queue->size);
-    memset(available, 0, available_bytes(queue->size));
-    memset(used, 0, used_bytes(queue->size));
     queue->descriptors = descriptors;
     queue->available = available;
     queue->used_event = &queue->available->heads[queue->size];
@@ -163,7 +160,15 @@ static void free_memory(struct virtqueue *queue) {
     free(queue);
 }
 
-static void fill_free_lists(struct virtqueue *queue) {
+/* Nothing in the rings, nothing in flight. The device does not know the queue yet, or no more. */
+static void empty_rings(struct virtqueue *queue) {
+    memset((void *)(uintptr_t)queue->descriptors, 0, sizeof(struct descriptor) * queue->size);
+    memset((void *)(uintptr_t)queue->available, 0, available_bytes(queue->size));
+    memset((void *)(uintptr_t)queue->used, 0, used_bytes(queue->size));
+    queue->available_index = 0;
+    queue->published_index = 0;
+    queue->used_seen = 0;
+    queue->is_broken = false;
     for (unsigned i = 0; i < queue->size; i++) {
         queue->chains[i] = (struct chain){.next = (uint16_t)(i + 1), .table = NO_TABLE};
     }
@@ -205,6 +210,12 @@ static void leave_alive(const struct virtqueue *queue) {
     *link = queue->next_alive;
 }
 
+static int enable(const struct virtqueue *queue) {
+    return queue->transport->ops->queue_enable(queue->transport, queue->index, queue->size,
+                                               phys_of(queue->descriptors),
+                                               phys_of(queue->available), phys_of(queue->used));
+}
+
 struct virtqueue *virtqueue_create(struct virtio_transport *transport, struct io_buffer *memory,
                                    const struct virtqueue_config *config) {
     const char *device = transport->node->name;
@@ -234,11 +245,9 @@ struct virtqueue *virtqueue_create(struct virtio_transport *transport, struct io
     if (carve_rings(queue, memory) != 0) {
         goto free_queue;
     }
-    fill_free_lists(queue);
+    empty_rings(queue);
     virtqueue_disarm(queue);
-    if (transport->ops->queue_enable(transport, queue->index, queue->size,
-                                     phys_of(queue->descriptors), phys_of(queue->available),
-                                     phys_of(queue->used)) != 0) {
+    if (enable(queue) != 0) {
         goto free_queue;
     }
     join_alive(queue);
@@ -249,6 +258,19 @@ free_queue:
         free_memory(queue);
     }
     return NULL;
+}
+
+int virtqueue_restart(struct virtqueue *queue) {
+    struct virtio_transport *transport = queue->transport;
+    ASSERT(queue->in_flight == 0 && queue->free_count == queue->size);
+    unsigned size_max = transport->ops->queue_size_max(transport, queue->index);
+    if (size_max < queue->size) {
+        return log_error(-EIO, "%s: queue %s had %u entries and may have %u now",
+                         transport->node->name, queue->name, queue->size, size_max);
+    }
+    empty_rings(queue);
+    virtqueue_disarm(queue);
+    return enable(queue) != 0 ? -EIO : 0;
 }
 
 void virtqueue_destroy(struct virtqueue *queue) {
@@ -391,8 +413,7 @@ bool virtqueue_has_completed(const struct virtqueue *queue) {
 
 static void *break_queue(struct virtqueue *queue, const char *what, uint32_t id, uint32_t length) {
     queue->is_broken = true;
-    (void)log_error(-EPROTO,
-                    "%s: queue %s: %s (id %u, length %u, used index %u): taken out of service",
+    (void)log_error(-EPROTO, "%s: queue %s: %s (id %u, length %u, used index %u)",
                     queue->transport->node->name, queue->name, what, (unsigned)id, (unsigned)length,
                     queue->used_seen); /* NULL and is_broken tell */
     return NULL;

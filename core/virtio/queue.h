@@ -39,6 +39,11 @@ unsigned virtqueue_usable_size(struct virtio_transport *transport, unsigned inde
 struct virtqueue *virtqueue_create(struct virtio_transport *transport, struct io_buffer *memory,
                                    const struct virtqueue_config *config);
 
+/* Empties the ring and enables it again, in the same memory, after the device was reset and the
+ * same features negotiated. Nothing is in flight any more (virtqueue_abandon). -EIO, said in the
+ * log, when the device does not take it. */
+int virtqueue_restart(struct virtqueue *queue);
+
 /* After the device was reset (it may not touch the ring any more): ordinary memory is freed. Tokens
  * in flight are the caller's to account for. */
 void virtqueue_destroy(struct virtqueue *queue);

@@ -6,10 +6,11 @@
 
 #include "boot/arch.h"
 #include "core/log.h"
+#include "core/task/task.h"
 
 #define RESET_TIMEOUT_NS (100 * NS_PER_MS)
 
-enum { CONFIG_TRIES_MAX = 16 };
+enum { CONFIG_TRIES_MAX = 16, RESET_LOOK_MS = 1, FEATURES_TEXT_BYTES = LOG_LINE_MAX - 64 };
 
 static const struct virtio_feature_name common_names[] = {
     {UINT64_C(1) << 24, "NOTIFY_ON_EMPTY"}, /* legacy */
@@ -45,6 +46,26 @@ int virtio_reset(struct virtio_transport *transport) {
     return 0;
 }
 
+int virtio_reset_in_task(struct virtio_transport *transport, uint64_t timeout_ms) {
+    uint64_t deadline_ns = arch_clock_ns() + timeout_ms * NS_PER_MS;
+    transport->ops->status_write(transport, 0);
+    for (;;) {
+        uint32_t status = transport->ops->status_read(transport);
+        if (status == 0) {
+            return 0;
+        }
+        if (status == VIRTIO_NOTHING_THERE) {
+            return -ENODEV;
+        }
+        if (arch_clock_ns() > deadline_ns) {
+            return log_error(
+                -ETIMEDOUT, "%s: does not finish its reset within %llu ms, status 0x%x",
+                transport->node->name, (unsigned long long)timeout_ms, (unsigned)status);
+        }
+        task_sleep_until(arch_clock_ns() + RESET_LOOK_MS * NS_PER_MS);
+    }
+}
+
 static void add_status(struct virtio_transport *transport, uint32_t bit) {
     transport->ops->status_write(transport, transport->ops->status_read(transport) | bit);
 }
@@ -62,24 +83,43 @@ static const char *name_of(uint64_t bit, const struct virtio_feature_name *names
     return NULL;
 }
 
-/* One line with the names of the set bits; bits without a name by number. */
-static void log_features(const struct virtio_transport *transport, const char *what, uint64_t bits,
-                         const struct virtio_feature_name *names) {
-    char line[LOG_LINE_MAX - 64];
+/* The names of the set bits; bits without a name by number. */
+static const char *name_features(char *line, uint64_t bits,
+                                 const struct virtio_feature_name *names) {
     size_t used = 0;
     line[0] = '\0';
     for (unsigned i = 0; i < 64; i++) {
         uint64_t bit = UINT64_C(1) << i;
-        if ((bits & bit) == 0 || used >= sizeof line - 24) {
+        if ((bits & bit) == 0 || used >= FEATURES_TEXT_BYTES - 24) {
             continue;
         }
         const char *name = name_of(bit, names);
         name = name != NULL ? name : name_of(bit, common_names);
-        int n = name != NULL ? snprintf(line + used, sizeof line - used, " %s", name)
-                             : snprintf(line + used, sizeof line - used, " bit%u", i);
+        int n = name != NULL ? snprintf(line + used, FEATURES_TEXT_BYTES - used, " %s", name)
+                             : snprintf(line + used, FEATURES_TEXT_BYTES - used, " bit%u", i);
         used += n > 0 ? (size_t)n : 0;
     }
-    log_debug("%s: %s:%s", transport->node->name, what, line);
+    return line;
+}
+
+static void log_features(const struct virtio_transport *transport, const char *what, uint64_t bits,
+                         const struct virtio_feature_name *names) {
+    char line[FEATURES_TEXT_BYTES];
+    log_debug("%s: %s:%s", transport->node->name, what, name_features(line, bits, names));
+}
+
+void virtio_dump(struct virtio_transport *transport, const struct virtio_feature_name *names,
+                 unsigned queue) {
+    char line[FEATURES_TEXT_BYTES];
+    const char *name = transport->node->name;
+    log_text("  %s: status 0x%x, interrupts %llu", name,
+             (unsigned)transport->ops->status_read(transport),
+             (unsigned long long)transport->interrupts);
+    log_text("  %s: offers:%s", name, name_features(line, transport->features_offered, names));
+    log_text("  %s: accepted:%s", name, name_features(line, transport->features, names));
+    if (transport->ops->dump != NULL) {
+        transport->ops->dump(transport, queue);
+    }
 }
 
 int virtio_negotiate(struct virtio_transport *transport, uint64_t wanted,
@@ -132,6 +172,14 @@ int virtio_config_read(struct virtio_transport *transport, size_t offset, void *
         }
     }
     return log_error(-EAGAIN, "%s: its configuration never stands still", transport->node->name);
+}
+
+int virtio_config_write8(struct virtio_transport *transport, size_t offset, uint8_t value) {
+    if (!range_fits(offset, 1, transport->ops->config_bytes(transport))) {
+        return -ERANGE;
+    }
+    transport->ops->config_write8(transport, offset, value);
+    return 0;
 }
 
 void virtio_sleep_barrier(void *transport) {

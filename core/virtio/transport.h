@@ -54,11 +54,17 @@ struct virtio_transport_ops {
     void (*notify)(struct virtio_transport *transport, unsigned index);
     /* Reads the device's configuration, not guarded against change: use virtio_config_read. */
     void (*config_read)(struct virtio_transport *transport, size_t offset, void *buf, size_t bytes);
+    void (*config_write8)(struct virtio_transport *transport, size_t offset, uint8_t value);
     uint32_t (*config_generation)(struct virtio_transport *transport);
     size_t (*config_bytes)(struct virtio_transport *transport);
     /* Any register read: waits until the device's side has seen our stores where fences do not. */
     void (*barrier)(struct virtio_transport *transport);
+    /* Registers in a line or two of log text, that of queue `index` included. */
+    void (*dump)(struct virtio_transport *transport, unsigned index);
 };
+
+/* What every register reads when nothing answers at its address any more. */
+#define VIRTIO_NOTHING_THERE UINT32_MAX
 
 struct virtio_transport {
     const struct virtio_transport_ops *ops;
@@ -91,6 +97,11 @@ const struct virtio_driver *virtio_find_driver(enum virtio_device_id device_id);
  * -ETIMEDOUT, said in the log, when it does not; it may then still write to memory it was given. */
 int virtio_reset(struct virtio_transport *transport);
 
+/* The same for a device in service, from its task, which sleeps between two looks: for
+ * `timeout_ms`. -ENODEV when nothing answers any more: the device was unplugged, and touches no
+ * memory either. */
+int virtio_reset_in_task(struct virtio_transport *transport, uint64_t timeout_ms);
+
 /* Steps 1 to 6 of VIRTIO 1.3, 3.1.1: reset, acknowledge, negotiate, FEATURES_OK. `wanted` are the
  * bits that the driver honours, VERSION_1 among them always. Every offered bit is logged by name.
  * -ENOTSUP when the device is not a modern one or refuses our choice, -ETIMEDOUT from the reset;
@@ -111,6 +122,13 @@ static inline bool virtio_has(const struct virtio_transport *transport, uint64_t
 /* Copies `bytes` of the configuration at `offset`, all of one generation (VIRTIO 1.3, 2.5.4).
  * -ERANGE when the device's configuration is shorter; -EAGAIN when it never stands still. */
 int virtio_config_read(struct virtio_transport *transport, size_t offset, void *buf, size_t bytes);
+
+/* Writes one byte of the configuration. -ERANGE as above. */
+int virtio_config_write8(struct virtio_transport *transport, size_t offset, uint8_t value);
+
+/* Status, registers, features offered and accepted by name: through log_text. */
+void virtio_dump(struct virtio_transport *transport, const struct virtio_feature_name *names,
+                 unsigned queue);
 
 /* The scheduler's sleep barrier; see scheduler.c. */
 void virtio_sleep_barrier(void *transport);

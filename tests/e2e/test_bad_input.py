@@ -239,7 +239,7 @@ def test_info_leaves_the_handshake_open_for_go(wire: Wire) -> None:
     wire.greet()
     told = wire.export(b"vda", Option.INFO)
     assert wire.export(b"vda", Option.GO) == told
-    assert (told.size, told.name, told.block_sizes[0]) == (SIZE, "vda", 512)
+    assert (told.size, told.name, told.block_sizes[0]) == (SIZE, "disk0", 512)
     assert wire.read(0, 512).data == PATTERN[:512]
 
 

@@ -122,8 +122,8 @@ def test_nbdinfo_lists_both_disks_by_name(launch: Launch) -> None:
     listed = json.loads(run("nbdinfo", "--list", "--json", appliance.uri()))["exports"]
 
     sizes = {export["export-name"]: export["export-size"] for export in listed}
-    assert sizes == {"vda": 3 * MIB, "vdb": 5 * MIB}
-    for name, size in (("vda", "3 MiB"), ("vdb", "5 MiB")):
+    assert sizes == {"disk0": 3 * MIB, "disk1": 5 * MIB}
+    for name, size in (("vda", "3 MiB"), ("disk0", "3 MiB"), ("vdb", "5 MiB")):
         export = json.loads(run("nbdinfo", "--json", appliance.uri(name)))["exports"][0]
         assert size in export["description"]
 

@@ -313,10 +313,14 @@ static void a_full_ring_loses_and_doubles_nothing(void) {
     uint64_t full = virtio_blk_ring_stats(disk)->full;
     jobs_done = 0;
     for (unsigned i = 0; i < JOBS; i++) {
-        submit(&jobs[i], BLOCK_READ, (uint64_t)i * SECTOR, buffers + (size_t)i * SECTOR, SECTOR);
+        /* No two in a row are neighbours, or they would be merged. */
+        uint64_t at = (uint64_t)(i * 7 % JOBS) * SECTOR;
+        submit(&jobs[i], BLOCK_READ, at, buffers + at, SECTOR);
     }
     for (unsigned i = 0; i < JOBS; i++) {
         EXPECT(finish(&jobs[i]) == 0);
+    }
+    for (unsigned i = 0; i < JOBS; i++) {
         EXPECT(matches((uint64_t *)(void *)(buffers + (size_t)i * SECTOR), (uint64_t)i * SECTOR,
                        SECTOR, 12));
     }
@@ -325,6 +329,41 @@ static void a_full_ring_loses_and_doubles_nothing(void) {
     EXPECT(virtio_blk_ring_stats(disk)->full > full);
     EXPECT(virtio_blk_ring_stats(disk)->in_flight_peak > 64);
     free(buffers);
+}
+
+/* The first goes at once; the others, neighbours all, become few device requests. */
+static void neighbours_in_line_are_merged_and_keep_their_data(void) {
+    enum { JOBS = 500 };
+    static struct job jobs[JOBS];
+    if (!use_virtio_disk()) {
+        return;
+    }
+    struct block_stats before = disk->stats;
+    fill(data, 0, (size_t)JOBS * SECTOR, 14);
+    for (unsigned i = 0; i < JOBS; i++) {
+        submit(&jobs[i], BLOCK_WRITE, (uint64_t)i * SECTOR, (char *)data + (size_t)i * SECTOR,
+               SECTOR);
+    }
+    for (unsigned i = 0; i < JOBS; i++) {
+        EXPECT(finish(&jobs[i]) == 0);
+    }
+    guest_say("%u requests: %llu device requests, %llu merges", JOBS,
+              (unsigned long long)(disk->stats.parts - before.parts),
+              (unsigned long long)(disk->stats.merges - before.merges));
+    EXPECT(disk->stats.parts - before.parts + disk->stats.merges - before.merges == JOBS);
+    EXPECT(disk->stats.parts - before.parts < JOBS / 10);
+    memset(data, 0xee, (size_t)JOBS * SECTOR);
+    EXPECT(transfer(BLOCK_READ, 0, data, JOBS * SECTOR) == 0);
+    EXPECT(matches(data, 0, (size_t)JOBS * SECTOR, 14));
+}
+
+static void the_serial_is_the_one_that_the_emulator_was_told(void) {
+    char id[BLOCK_ID_BYTES] = {0};
+    if (use_virtio_disk()) {
+        EXPECT(block_check(disk, BLOCK_GET_ID, 0, sizeof id) == 0);
+        EXPECT(transfer(BLOCK_GET_ID, 0, id, sizeof id) == 0);
+        EXPECT(strncmp(id, "disk0", sizeof id) == 0);
+    }
 }
 
 /* Writes and reads of random length, many in flight, each on a region of its own. */
@@ -423,6 +462,10 @@ const struct guest_test guest_disk_tests[] = {
     {"flushes_at_once_share_the_device_s", flushes_at_once_share_the_device_s},
     {"a_read_only_disk_is_read_and_not_written", a_read_only_disk_is_read_and_not_written},
     {"a_full_ring_loses_and_doubles_nothing", a_full_ring_loses_and_doubles_nothing},
+    {"neighbours_in_line_are_merged_and_keep_their_data",
+     neighbours_in_line_are_merged_and_keep_their_data},
+    {"the_serial_is_the_one_that_the_emulator_was_told",
+     the_serial_is_the_one_that_the_emulator_was_told},
     {"random_requests_at_depth_keep_their_data", random_requests_at_depth_keep_their_data},
     {"no_wake_up_is_lost_in_many_sleeps", no_wake_up_is_lost_in_many_sleeps},
     {"a_ram_disk_is_a_disk", a_ram_disk_is_a_disk},

@@ -2,6 +2,7 @@
  * itself. The requests go through the block queue, as a driver's do. */
 #include "blk/allocation.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "blk/queue.h"
@@ -241,6 +242,46 @@ TEST(what_is_forgotten_on_purpose_is_unknown) {
     assert_int_equal(known(7), BLOCK_KNOWN_ZERO);
     assert_int_equal(known(8), 0);
     assert_int_equal(known(16), BLOCK_KNOWN_ZERO);
+    tear_down();
+}
+
+TEST(a_partition_and_its_disk_know_the_same) {
+    set_up(ROOMY);
+    struct block_device *partition = block_partition_create(
+        &device, "test1", "partition", (uint64_t)16 * BLOCK, (uint64_t)32 * BLOCK);
+    assert_non_null(partition);
+    run(BLOCK_WRITE_ZEROES, 0, 8, 16); /* of the disk: half before the partition */
+    unsigned told = 0;
+    assert_int_equal(block_known_at(partition, 0, partition->capacity_bytes, &told), 8 * BLOCK);
+    assert_int_equal(told, BLOCK_KNOWN_ZERO);
+    assert_true(block_knows_any(partition));
+
+    jobs[1] = (struct job){.request = {.operation = BLOCK_WRITE_ZEROES,
+                                       .offset = (uint64_t)30 * BLOCK,
+                                       .length = (uint64_t)2 * BLOCK,
+                                       .complete = complete,
+                                       .owner = &jobs[1]}};
+    block_submit(partition, &jobs[1].request);
+    struct block_part part;
+    assert_true(block_queue_next(&device, &part));
+    finish(&jobs[1], 0);
+    assert_int_equal(known(45), 0);
+    assert_int_equal(known(46), BLOCK_KNOWN_ZERO);
+    assert_int_equal(known(48), 0);
+    free(partition);
+    tear_down();
+}
+
+TEST(what_lay_behind_the_end_of_a_disk_that_shrank_is_forgotten) {
+    set_up(ROOMY);
+    run(BLOCK_WRITE_ZEROES, 0, 0, BLOCKS);
+    device.capacity_bytes = (uint64_t)8 * BLOCK;
+    block_device_changed(&device);
+    device.capacity_bytes = sizeof data;
+    block_device_changed(&device);
+    assert_int_equal(known(7), BLOCK_KNOWN_ZERO);
+    assert_int_equal(known(8), 0);
+    assert_int_equal(known(BLOCKS - 1), 0);
     tear_down();
 }
 

@@ -159,10 +159,63 @@ TEST(a_dump_tells_what_happened) {
     device.stats.operations[BLOCK_WRITE] = 3;
     device.stats.bytes[BLOCK_WRITE] = 1536;
     block_dump(&device);
-    assert_logged("test: 1048576 bytes, out of service, in flight 0 (peak 0)");
+    assert_logged("test: 1048576 bytes, out of service, no cache, in flight 0 (peak 0)");
     assert_logged("test write: 3 requests, 1536 bytes, 0 errors");
     assert_not_logged("test read");
     assert_string_equal(block_operation_name(BLOCK_WRITE_ZEROES), "write zeroes");
+}
+
+TEST(a_whole_dump_tells_limits_and_latencies) {
+    struct block_device device = new_device();
+    device.limits.optimal_io_bytes = 65536;
+    device.limits.cylinders = 7;
+    device.limits.has_cache = true;
+    histogram_add(&device.stats.latency_us[BLOCK_READ], 5);
+    histogram_add(&device.stats.latency_us[BLOCK_READ], 6);
+    block_dump_device(&device);
+    assert_logged("bytes, write cache, in flight");
+    assert_logged("test read: 2 below 8 us");
+    assert_logged("optimal 65536, geometry 7/0/0");
+}
+
+/* --- Partitions --- */
+
+TEST(a_partition_ends_where_it_ends) {
+    struct block_device device = new_device();
+    struct block_device *partition = block_partition_create(&device, "test1", "part", 4096, 8192);
+    assert_int_equal(partition->capacity_bytes, 8192);
+    assert_int_equal(block_check(partition, BLOCK_READ, 0, 8192), 0);
+    assert_int_equal(block_check(partition, BLOCK_READ, 8192, 512), -ERANGE);
+    assert_int_equal(block_check(partition, BLOCK_WRITE, 7680, 1024), -ERANGE);
+    assert_int_equal(block_check(partition, BLOCK_READ, UINT64_MAX - 4607, 512), -ERANGE);
+    device.limits.is_read_only = true;
+    block_device_changed(&device);
+    assert_int_equal(block_check(partition, BLOCK_WRITE, 0, 512), -EROFS);
+    free(partition);
+}
+
+TEST(a_partition_shrinks_and_grows_with_its_disk_but_never_beyond_its_table) {
+    struct block_device device = new_device();
+    static const uint64_t disk_bytes[] = {1 << 20, 12288, 8192, 4096, 512, 12288, 1 << 20, 1 << 21};
+    static const uint64_t bytes[] = {8192, 8192, 4096, 0, 0, 8192, 8192, 8192};
+    struct block_device *partition = block_partition_create(&device, "test1", "part", 4096, 8192);
+    for (unsigned i = 0; i < ARRAY_COUNT(bytes); i++) {
+        device.capacity_bytes = disk_bytes[i];
+        block_device_changed(&device);
+        assert_int_equal(partition->capacity_bytes, bytes[i]);
+    }
+    device.is_gone = true;
+    block_device_changed(&device);
+    assert_true(partition->is_gone);
+    free(partition);
+}
+
+TEST(without_memory_there_is_no_partition) {
+    struct block_device device = new_device();
+    unit_allocations_until_failure(0);
+    assert_null(block_partition_create(&device, "test1", "part", 4096, 8192));
+    unit_allocations_until_failure(UNIT_ALL_SUCCEED);
+    assert_null(device.first_partition);
 }
 
 /* --- The RAM disk, through the scheduler --- */

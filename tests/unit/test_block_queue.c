@@ -1,91 +1,10 @@
-/* The request queue of a block device: blk/queue.c. The test plays the driver: it takes parts and
- * reports them done in whatever order it likes. */
-#include "blk/queue.h"
-
+/* The request queue of a block device: blk/queue.c. Order, splitting, flush and FUA; merging and
+ * what comes with resets and partitions is in test_block_merge.c. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "boot/host/host.h"
-#include "tests/unit/unit.h"
-
-enum { JOBS_MAX = 16, DISK_BYTES = 1 << 20 };
-
-static struct block_device device;
-static unsigned wakes;
-
-struct job {
-    struct block_request request;
-    struct segment segments[BLOCK_SEGMENTS_MAX + 40];
-    unsigned completions;
-    unsigned order; /* of completion, from 1 */
-};
-
-static struct job jobs[JOBS_MAX];
-static unsigned completed;
-static uint8_t data[256 * 1024];
-
-static void wake(struct block_device *woken) {
-    assert_ptr_equal(woken, &device);
-    wakes++;
-}
-
-static void complete(struct block_request *request) {
-    struct job *job = request->owner;
-    job->completions++;
-    job->order = ++completed;
-}
-
-static void set_up(void) {
-    device = (struct block_device){.name = "test",
-                                   .model = "test",
-                                   .capacity_bytes = DISK_BYTES,
-                                   .wake = wake,
-                                   .limits = {.block_bytes = 512,
-                                              .physical_block_bytes = 4096,
-                                              .segments_max = 4,
-                                              .segment_bytes_max = 8192,
-                                              .discard_bytes_max = 16384,
-                                              .zeroes_bytes_max = 8192,
-                                              .has_cache = true}};
-    memset(jobs, 0, sizeof jobs);
-    completed = 0;
-    wakes = 0;
-}
-
-static struct block_request *prepare(unsigned i, enum block_operation operation, uint64_t offset,
-                                     uint64_t length) {
-    jobs[i].request = (struct block_request){.operation = operation,
-                                             .offset = offset,
-                                             .length = length,
-                                             .complete = complete,
-                                             .owner = &jobs[i]};
-    return &jobs[i].request;
-}
-
-static struct block_request *submit(unsigned i, enum block_operation operation, uint64_t offset,
-                                    uint32_t length, unsigned flags) {
-    struct block_request *request = prepare(i, operation, offset, length);
-    request->flags = flags;
-    if (operation == BLOCK_READ || operation == BLOCK_WRITE) {
-        jobs[i].segments[0] = (struct segment){data, length};
-        request->segments = jobs[i].segments;
-        request->segment_count = 1;
-    }
-    block_submit(&device, request);
-    return request;
-}
-
-static struct block_part next(void) {
-    struct block_part part;
-    assert_true(block_queue_has_work(&device));
-    assert_true(block_queue_next(&device, &part));
-    return part;
-}
-
-static void expect_no_part(void) {
-    struct block_part part;
-    assert_false(block_queue_next(&device, &part));
-}
+#include "tests/unit/block_jobs.h"
 
 /* --- Order and splitting --- */
 
@@ -110,7 +29,7 @@ TEST(a_request_passes_whole_when_it_fits) {
 TEST(requests_are_taken_in_the_order_they_came) {
     set_up();
     for (unsigned i = 0; i < 5; i++) {
-        submit(i, BLOCK_WRITE, i * 4096, 4096, 0);
+        submit(i, BLOCK_WRITE, i * 8192, 4096, 0);
     }
     for (unsigned i = 0; i < 5; i++) {
         assert_ptr_equal(next().request, &jobs[i].request);
@@ -288,7 +207,7 @@ TEST(a_returned_request_keeps_its_place_before_later_ones) {
     set_up();
     submit(0, BLOCK_WRITE, 0, 512, 0);
     struct block_part part = next();
-    submit(1, BLOCK_WRITE, 512, 512, 0);
+    submit(1, BLOCK_WRITE, 4096, 512, 0);
     block_queue_return(&device, &part);
     submit(2, BLOCK_WRITE, 1024, 512, 0);
     for (unsigned i = 0; i < 3; i++) {

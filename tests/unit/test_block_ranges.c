@@ -84,15 +84,6 @@ TEST(an_alignment_that_cannot_be_kept_is_not) {
     expect_done();
 }
 
-TEST(an_alignment_that_is_not_whole_blocks_is_ignored) {
-    set_up();
-    device.limits.discard_align_bytes = 64 * KIB + 1;
-    submit(BLOCK_DISCARD, 4 * KIB, 104 * KIB);
-    expect_part(4 * KIB, 100 * KIB);
-    expect_part(104 * KIB, 4 * KIB);
-    expect_done();
-}
-
 static void expect_zeroes(const struct block_part *part) {
     uint64_t length = 0;
     assert_int_equal(part->operation, BLOCK_WRITE);

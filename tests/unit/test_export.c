@@ -172,5 +172,61 @@ TEST(one_export_too_many_is_refused) {
         assert_int_equal(nbd_export_add(&disk, names[i], false, false), 0);
     }
     assert_int_equal(nbd_export_add(&disk, "last", false, false), -ENOSPC);
-    assert_logged("nbd: last left out: 32 exports are the limit");
+    assert_logged("nbd: last left out: 64 exports are the limit");
+}
+
+TEST(an_alias_finds_the_export_and_is_not_listed) {
+    set_up();
+    assert_int_equal(nbd_export_add(&disk, "serial", false, false), 0);
+    assert_int_equal(nbd_export_add(&disk, "other", false, false), 0);
+    assert_int_equal(nbd_export_set_alias("serial", "vda"), 0);
+    assert_ptr_equal(nbd_export_find("vda", 3), nbd_export_at(0));
+    assert_string_equal(nbd_export_find("vda", 3)->name, "serial");
+    assert_null(nbd_export_find("vd", 2));
+    assert_int_equal(nbd_export_add(&disk, "vda", false, false), -EEXIST);
+    assert_int_equal(nbd_export_set_alias("other", "vda"), -EEXIST);
+    assert_int_equal(nbd_export_set_alias("other", "serial"), -EEXIST);
+    assert_int_equal(nbd_export_set_alias("other", "other"), 0);
+    assert_int_equal(nbd_export_set_alias("nobody", "vdc"), -ENOENT);
+    assert_int_equal(nbd_export_set_default("vda"), 0);
+    assert_ptr_equal(nbd_export_find("", 0), nbd_export_at(0));
+}
+
+TEST(the_export_of_a_disk_out_of_service_is_gone) {
+    set_up();
+    static struct block_device gone;
+    gone = disk;
+    gone.is_gone = true;
+    assert_int_equal(nbd_export_add(&gone, "a", false, false), 0);
+    assert_int_equal(nbd_export_add(&disk, "b", false, false), 0);
+    assert_null(nbd_export_find("a", 1));
+    assert_null(nbd_export_find("", 0));
+    assert_string_equal(nbd_export_at(0)->name, "b");
+    assert_null(nbd_export_at(1));
+}
+
+TEST(the_description_tells_the_size_that_there_is_now) {
+    set_up();
+    static struct block_device changing;
+    changing = disk;
+    assert_int_equal(nbd_export_add(&changing, "disk", false, false), 0);
+    changing.capacity_bytes = UINT64_C(7) << 20;
+    assert_string_equal(nbd_export_find("disk", 4)->description, "virtio-blk, 7 MiB");
+    changing.capacity_bytes = UINT64_C(8) << 20;
+    assert_string_equal(nbd_export_at(0)->description, "virtio-blk, 8 MiB");
+}
+
+TEST(a_suggested_size_is_preferred_when_it_is_one) {
+    set_up();
+    static struct block_device suggesting;
+    suggesting = disk;
+    suggesting.limits.optimal_io_bytes = 0;
+    assert_int_equal(nbd_export_add(&suggesting, "disk", false, false), 0);
+    suggesting.limits.minimum_io_bytes = 16384;
+    assert_int_equal(nbd_export_block_sizes(nbd_export_at(0)).preferred, 16384);
+    suggesting.limits.optimal_io_bytes = 65536;
+    assert_int_equal(nbd_export_block_sizes(nbd_export_at(0)).preferred, 65536);
+    suggesting.limits.optimal_io_bytes = 0;
+    suggesting.limits.minimum_io_bytes = 12288; /* no power of two */
+    assert_int_equal(nbd_export_block_sizes(nbd_export_at(0)).preferred, 4096);
 }

@@ -74,6 +74,10 @@ static void config_read(struct virtio_transport *transport, size_t offset, void 
     }
 }
 
+static void config_write8(struct virtio_transport *transport, size_t offset, uint8_t value) {
+    fake_of(transport)->config[offset] = value;
+}
+
 static uint32_t config_generation(struct virtio_transport *transport) {
     return fake_of(transport)->generation;
 }
@@ -91,6 +95,7 @@ static const struct virtio_transport_ops ops = {.status_read = status_read,
                                                 .features_read = features_read,
                                                 .features_write = features_write,
                                                 .config_read = config_read,
+                                                .config_write8 = config_write8,
                                                 .config_generation = config_generation,
                                                 .config_bytes = config_bytes,
                                                 .barrier = barrier};
@@ -205,4 +210,42 @@ TEST(the_sleep_barrier_is_the_transport_s) {
     struct fake fake = new_fake();
     virtio_sleep_barrier(&fake.transport);
     assert_int_equal(fake.barriers, 1);
+}
+
+TEST(a_byte_is_written_within_the_configuration_only) {
+    struct fake fake = new_fake();
+    assert_int_equal(virtio_config_write8(&fake.transport, 15, 0x5a), 0);
+    assert_int_equal(fake.config[15], 0x5a);
+    assert_int_equal(virtio_config_write8(&fake.transport, 16, 1), -ERANGE);
+    assert_int_equal(virtio_config_write8(&fake.transport, SIZE_MAX, 1), -ERANGE);
+}
+
+static void reset_in_task(void *arg) {
+    struct fake *fake = arg;
+    uint64_t begun_ns = arch_clock_ns();
+    fake->status_after_reset = VIRTIO_STATUS_DRIVER_OK;
+    fake->reset_reads = 20;
+    assert_int_equal(virtio_reset_in_task(&fake->transport, 1000), 0);
+    assert_true(arch_clock_ns() - begun_ns >= 19 * NS_PER_MS); /* asleep between two looks */
+    fake->reset_reads = 1000000;
+    assert_int_equal(virtio_reset_in_task(&fake->transport, 100), -ETIMEDOUT);
+    assert_logged("does not finish its reset within 100 ms, status 0x4");
+    fake->status_after_reset = VIRTIO_NOTHING_THERE;
+    assert_int_equal(virtio_reset_in_task(&fake->transport, 100), -ENODEV);
+}
+
+TEST(a_reset_in_a_task_waits_gives_up_and_knows_what_is_gone) {
+    static struct fake fake;
+    fake = new_fake();
+    unit_run_task(reset_in_task, &fake);
+}
+
+TEST(a_dump_names_what_was_offered_and_taken) {
+    struct fake fake = new_fake();
+    assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_A, names), 0);
+    unit_log_clear();
+    virtio_dump(&fake.transport, names, 0);
+    assert_logged("fake: status 0xb, interrupts 0");
+    assert_logged("fake: offers: A B VERSION_1 bit60");
+    assert_logged("fake: accepted: A VERSION_1");
 }
