@@ -22,8 +22,7 @@
 #include "net/stack.h"
 
 enum {
-    PORT_DEFAULT = 10809, /* IANA: nbd */
-    KEY_STOP = 0x03,      /* Ctrl-C */
+    KEY_STOP = 0x03, /* Ctrl-C */
     KEY_STATUS = 's',
     KEY_DEVICES = 'd',
     /* The last flush of a disk may take as long as any request; then power goes off all the same.
@@ -102,15 +101,15 @@ static _Noreturn void shut_down(void) {
 void appliance_main(void *unused) {
     (void)unused;
     enable_console_input();
-    struct nbd_server_config server = {
-        .port = (uint16_t)config_number("port", 1, UINT16_MAX, PORT_DEFAULT),
-        .may_list = config_switch("list", true),
-    };
+    static struct nbd_server_config server; /* large, and asked for once: not on the stack */
     make_ram_disk();
     disks_begin_scan();
     int error = net_start();
     if (!error) {
         error = disks_export();
+    }
+    if (!error) {
+        error = nbd_server_configure(&server);
     }
     if (!error) {
         error = nbd_server_start(&server);

@@ -21,6 +21,7 @@ int block_register(struct block_device *device) {
     /* Any part must be able to hold a block, whatever the shape of the segments (queue.c). */
     bool is_sound =
         is_power_of_two(limits->block_bytes) && limits->block_bytes >= 512 &&
+        limits->block_bytes <= BLOCK_LOGICAL_BYTES_MAX &&
         limits->physical_block_bytes >= limits->block_bytes && limits->segments_max >= 1 &&
         limits->segment_bytes_max >= limits->block_bytes &&
         device->capacity_bytes % limits->block_bytes == 0 &&
@@ -64,6 +65,11 @@ static void follow_disk(struct block_device *partition) {
 }
 
 void block_device_changed(struct block_device *disk) {
+    if (disk->allocation != NULL) {
+        /* What comes back after a disk has shrunk is not what was there before. */
+        block_allocation_forget(disk->allocation, disk->capacity_bytes,
+                                UINT64_MAX - disk->capacity_bytes);
+    }
     for (struct block_device *partition = disk->first_partition; partition != NULL;
          partition = partition->next_partition) {
         follow_disk(partition);
@@ -107,8 +113,7 @@ int block_check(const struct block_device *device, enum block_operation operatio
         return -EROFS;
     }
     if ((operation == BLOCK_DISCARD && limits->discard_bytes_max == 0) ||
-        (operation == BLOCK_SECURE_ERASE && limits->erase_bytes_max == 0) ||
-        (operation == BLOCK_WRITE_ZEROES && limits->zeroes_bytes_max == 0)) {
+        (operation == BLOCK_SECURE_ERASE && limits->erase_bytes_max == 0)) {
         return -ENOTSUP;
     }
     if (length == 0 || ((offset | length) & (limits->block_bytes - 1)) != 0) {

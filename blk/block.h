@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "blk/allocation.h"
 #include "blk/histogram.h"
 #include "config/limits.h"
 #include "core/virtio/queue.h" /* struct segment */
@@ -59,6 +60,11 @@ struct block_request {
     struct block_request *merged; /* follows it in the same device request */
     uint64_t base_bytes;          /* of the partition it was submitted to; part of `offset` now */
     uint64_t submitted_ns;
+    /* The allocation map's own (allocation.h), while a request that changes something is in flight.
+     */
+    struct block_request *changing_next;
+    struct block_request **changing_link;
+    bool is_disturbed;
 };
 
 /* What the device can do, in bytes. Set before registration; afterwards only by its driver, which
@@ -71,10 +77,11 @@ struct block_limits {
     uint32_t alignment_bytes;      /* offset of the first aligned block */
     uint32_t segments_max;         /* of one device request */
     uint32_t segment_bytes_max;
-    uint64_t discard_bytes_max; /* of one device request; 0 when not offered */
-    uint32_t discard_align_bytes;
-    uint64_t zeroes_bytes_max; /* 0 when not offered */
-    uint64_t erase_bytes_max;  /* secure erase; 0 when not offered */
+    uint64_t discard_bytes_max;   /* of one device request; 0 when not offered */
+    uint32_t discard_align_bytes; /* where a discard is best cut; 0 when not told */
+    unsigned discard_leaves;      /* of block_known: what is known of a range after a discard */
+    uint64_t zeroes_bytes_max;    /* 0 when not offered: zeroes are written then */
+    uint64_t erase_bytes_max;     /* secure erase; 0 when not offered */
     uint32_t erase_align_bytes;
     bool zeroes_may_unmap;
     bool is_read_only;
@@ -110,7 +117,8 @@ struct block_device {
     uint64_t capacity_bytes; /* may change while requests are under way */
     struct block_limits limits;
     struct block_stats stats;
-    bool is_gone; /* taken out of service: every request fails with -EIO */
+    bool is_gone;                        /* taken out of service: every request fails with -EIO */
+    struct block_allocation *allocation; /* NULL: nothing is known of the content */
 
     /* The driver's side: called when there is work in the queue. */
     void (*wake)(struct block_device *device);

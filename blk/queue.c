@@ -19,6 +19,9 @@
 #include "core/panic.h"
 #include "core/task/scheduler.h"
 
+/* As long as the largest block, so that a part of one segment can be whole blocks. */
+enum { ZEROES_BYTES = BLOCK_LOGICAL_BYTES_MAX };
+
 static const char *const operation_names[BLOCK_OPERATIONS] = {
     "read", "write", "flush", "discard", "write zeroes", "secure erase", "get ID"};
 
@@ -35,6 +38,11 @@ static void list_append(struct block_request **first, struct block_request **las
         (*last)->next = request;
     }
     *last = request;
+}
+
+static bool changes_content(const struct block_request *request) {
+    return request->operation != BLOCK_READ && request->operation != BLOCK_FLUSH &&
+           request->operation != BLOCK_GET_ID;
 }
 
 static void finish(struct block_device *device, struct block_request *request) {
@@ -57,6 +65,9 @@ static void finish(struct block_device *device, struct block_request *request) {
     }
     ASSERT(stats->in_flight > 0);
     stats->in_flight--;
+    if (device->allocation != NULL && changes_content(request)) {
+        block_allocation_completed(device->allocation, device, request);
+    }
     request->offset -= request->base_bytes;
     request->complete(request);
 }
@@ -90,6 +101,9 @@ void block_submit(struct block_device *device, struct block_request *request) {
     } else {
         ASSERT(request->length != 0 && (request->operation == BLOCK_GET_ID ||
                                         request->length % device->limits.block_bytes == 0));
+        if (device->allocation != NULL && changes_content(request)) {
+            block_allocation_submitted(device->allocation, request);
+        }
         list_append(&device->waiting_first, &device->waiting_last, request);
     }
     device->wake(device);
@@ -181,6 +195,21 @@ static void cut_segments(const struct block_limits *limits, struct block_request
     part->length = length;
 }
 
+/* For a device that cannot write zeroes by itself: as many of these pages as fit. */
+static void put_zeroes(const struct block_limits *limits, uint64_t most, struct block_part *part) {
+    static uint8_t zeroes[ZEROES_BYTES]; /* never written; not const, so that the image lacks it */
+    uint32_t segment_bytes =
+        (uint32_t)align_down(least(limits->segment_bytes_max, ZEROES_BYTES), limits->block_bytes);
+    unsigned segments_max = (unsigned)least(limits->segments_max, BLOCK_SEGMENTS_MAX);
+    part->operation = BLOCK_WRITE;
+    part->length = 0;
+    while (part->length < most && part->segment_count < segments_max) {
+        uint32_t take = (uint32_t)least(most - part->length, segment_bytes);
+        part->segments[part->segment_count++] = (struct segment){zeroes, take};
+        part->length += take;
+    }
+}
+
 /* A piece that does not end the request ends where the device would like the next one to begin. */
 static uint64_t cut_range(uint64_t offset, uint64_t rest, uint64_t bytes_max, uint32_t align) {
     if (rest <= bytes_max) {
@@ -202,7 +231,11 @@ static void cut_other(const struct block_limits *limits, const struct block_requ
             cut_range(part->offset, rest, limits->erase_bytes_max, limits->erase_align_bytes);
         break;
     case BLOCK_WRITE_ZEROES:
-        part->length = least(rest, limits->zeroes_bytes_max);
+        if (limits->zeroes_bytes_max != 0) {
+            part->length = least(rest, limits->zeroes_bytes_max);
+        } else {
+            put_zeroes(limits, rest, part);
+        }
         break;
     default:
         ASSERT(request->operation == BLOCK_GET_ID);
@@ -258,7 +291,7 @@ __attribute__((noinline)) static void merge_followers(struct block_device *devic
                                                       struct block_part *part) {
     struct block_request *last = part->request;
     struct block_request *next;
-    if ((part->operation != BLOCK_READ && part->operation != BLOCK_WRITE) || last->stands_alone ||
+    if ((last->operation != BLOCK_READ && last->operation != BLOCK_WRITE) || last->stands_alone ||
         part->length != last->length || part->length >= BLOCK_MERGE_BYTES_MAX) {
         return;
     }
@@ -323,6 +356,12 @@ void block_queue_rebuild(const struct block_device *device, struct block_part *p
     part->segment_count = 0;
     if (part->operation != BLOCK_READ && part->operation != BLOCK_WRITE &&
         part->operation != BLOCK_GET_ID) {
+        return;
+    }
+    ASSERT(part->request != NULL); /* only a flush has none */
+    if (part->request->operation == BLOCK_WRITE_ZEROES) {
+        put_zeroes(&device->limits, left, part);
+        ASSERT(part->length == left);
         return;
     }
     for (const struct block_request *request = part->request; left > 0; request = request->merged) {
@@ -409,7 +448,7 @@ void block_queue_return(struct block_device *device, const struct block_part *pa
     request->parts_in_flight--;
     /* Walk the segments back by the part's length. */
     uint64_t back =
-        part->operation == BLOCK_READ || part->operation == BLOCK_WRITE ? part->length : 0;
+        request->operation == BLOCK_READ || request->operation == BLOCK_WRITE ? part->length : 0;
     while (back > 0) {
         if (request->segment_offset == 0) {
             request->segment_at--;

@@ -76,6 +76,7 @@ struct block_device *ram_disk_create(const char *name, uint64_t bytes) {
                                                .segments_max = BLOCK_SEGMENTS_MAX,
                                                .segment_bytes_max = 1u << 30,
                                                .discard_bytes_max = 1u << 30,
+                                               .discard_leaves = BLOCK_KNOWN_ZERO,
                                                .zeroes_bytes_max = 1u << 30};
     if (block_register(&disk->block) != 0) {
         io_buffer_release(&disk->memory);

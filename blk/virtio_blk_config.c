@@ -159,6 +159,8 @@ static void read_range_limits(const struct virtio_transport *transport,
         limits->discard_bytes_max =
             align_down((uint64_t)config->max_discard_sectors * SECTOR_BYTES, block);
         limits->discard_align_bytes = config->discard_sector_alignment * SECTOR_BYTES;
+        /* What a discarded range reads as, the device does not say (5.2.6.2). */
+        limits->discard_leaves = BLOCK_KNOWN_HOLE;
     }
     if (virtio_has(transport, VIRTIO_BLK_F_WRITE_ZEROES)) {
         limits->zeroes_bytes_max =

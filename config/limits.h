@@ -51,6 +51,13 @@
 /* Block: segments of one request (a request is split for a device that takes fewer). */
 #define BLOCK_SEGMENTS_MAX 64
 #define BLOCK_DEVICES_MAX  16
+/* Largest logical block: the largest minimum that NBD can announce. A disk with larger ones is left
+ * out. */
+#define BLOCK_LOGICAL_BYTES_MAX (64u * 1024)
+/* Ranges of a disk that are known to be zero or a hole, fewer where memory is short. What has no
+ * room is forgotten, smallest first: it counts as data then. */
+#define BLOCK_EXTENTS_MAX 1024
+#define BLOCK_EXTENTS_MIN 64
 /* Ring entries asked for; a device may offer fewer. */
 #define BLOCK_RING_ENTRIES 256
 /* A request that the device has not answered by then is reported with the state of the queue, and
@@ -114,10 +121,22 @@
 /* A WRITE up to this length is received whole before its first byte goes to the disk. */
 #define NBD_WRITE_WHOLE_BYTES    (64u * 1024)
 #define NBD_HANDSHAKE_TIMEOUT_MS 10000
-#define NBD_OPTION_BYTES_MAX     4096
-#define NBD_EXPORT_NAME_MAX      64
-#define NBD_EXPORTS_MAX          64
-/* How long a connection that ends, by itself or at shutdown, may take to take its last replies. */
+/* A long trim or zeroing goes to the disk in steps of so many device requests and bytes at most; of
+ * zeroes that have to be written, so many bytes. Others get the disk in between. */
+#define NBD_STEP_PARTS        16
+#define NBD_STEP_BYTES_MAX    (UINT64_C(1) << 30)
+#define NBD_STEP_ZEROES_BYTES (4u * 1024 * 1024)
+/* Extents told in one reply to BLOCK_STATUS; a client asks again from where it ends. */
+#define NBD_STATUS_EXTENTS_MAX 128
+#define NBD_OPTION_BYTES_MAX   4096
+#define NBD_EXPORT_NAME_MAX    64
+#define NBD_EXPORTS_MAX        64
+/* Networks in one list of addresses; with more, nothing is served. */
+#define NBD_ACCESS_RULES_MAX 64
+/* What a limited export may serve at once after a pause, in time at its rate. */
+#define NBD_LIMIT_BURST_MS 100
+/* How long a connection that ends, by itself or at shutdown, may take to take its last replies. By
+ * itself it may wait for the disk as long as that takes. */
 #define NBD_DRAIN_TIMEOUT_MS 5000
 
 #endif

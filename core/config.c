@@ -95,6 +95,24 @@ static bool parse_number(const char *text, uint64_t *number, const char **rest) 
     return at != text;
 }
 
+static bool read_number(const char *text, bool with_unit, uint64_t *number) {
+    const char *rest = text;
+    if (!parse_number(text, number, &rest)) {
+        return false;
+    }
+    static const char units[] = "KMG";
+    const char *unit = with_unit && *rest != '\0' ? strchr(units, *rest) : NULL;
+    if (unit == NULL) {
+        return *rest == '\0';
+    }
+    return rest[1] == '\0' &&
+           !__builtin_mul_overflow(*number, UINT64_C(1) << (10 * (unit - units + 1)), number);
+}
+
+bool config_read_bytes(const char *text, uint64_t *bytes) {
+    return read_number(text, true, bytes);
+}
+
 static uint64_t number_or_fallback(const char *key, uint64_t minimum, uint64_t maximum,
                                    uint64_t fallback, bool with_unit) {
     const char *text = config_text(key);
@@ -102,15 +120,7 @@ static uint64_t number_or_fallback(const char *key, uint64_t minimum, uint64_t m
         return fallback;
     }
     uint64_t value = 0;
-    const char *rest = text;
-    bool is_good = parse_number(text, &value, &rest);
-    static const char units[] = "KMG";
-    const char *unit = is_good && with_unit && *rest != '\0' ? strchr(units, *rest) : NULL;
-    if (unit != NULL) {
-        is_good = !__builtin_mul_overflow(value, UINT64_C(1) << (10 * (unit - units + 1)), &value);
-        rest++;
-    }
-    if (!is_good || *rest != '\0' || value < minimum || value > maximum) {
+    if (!read_number(text, with_unit, &value) || value < minimum || value > maximum) {
         log_warning("config: %s=%s refused: a number from %llu to %llu is wanted; using %llu", key,
                     text, (unsigned long long)minimum, (unsigned long long)maximum,
                     (unsigned long long)fallback);

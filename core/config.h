@@ -24,6 +24,9 @@ uint64_t config_number(const char *key, uint64_t minimum, uint64_t maximum, uint
 /* Bytes: a decimal number with K, M or G behind it; same rules. */
 uint64_t config_bytes(const char *key, uint64_t minimum, uint64_t maximum, uint64_t fallback);
 
+/* The whole of `text` as a number of bytes; false when it is none. For parts of a value. */
+bool config_read_bytes(const char *text, uint64_t *bytes);
+
 /* "on" or "off" (or the bare key for on); same rules. */
 bool config_switch(const char *key, bool fallback);
 

@@ -72,7 +72,8 @@ struct stream_ops {
 struct stream {
     const struct stream_ops *ops;
     enum stream_state state;
-    char peer[32]; /* for the log */
+    char peer[32];         /* for the log */
+    uint32_t peer_address; /* IPv4, in the host's byte order; 0 where there is none */
     /* Set by the owner: called when something arrived, was acknowledged, or the state changed. */
     void (*changed)(void *arg);
     void *arg;

@@ -62,6 +62,14 @@ static void *accept_arg;
 static uint16_t wire_segment_bytes;
 static uint16_t large_segment_bytes;
 static size_t receive_bytes; /* payload that all receive buffers hold, at worst */
+static uint32_t keep_alive_ms;
+
+enum {
+    /* After this many, with nothing heard, the client is gone; the idle time has room for so many.
+     */
+    KEEP_ALIVE_PROBES = 4,
+    KEEP_ALIVE_PROBES_PER_IDLE = 6,
+};
 
 uint32_t net_window_update_bytes;
 
@@ -653,12 +661,16 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     tcp->pcb = pcb;
     (void)snprintf(tcp->stream.peer, sizeof tcp->stream.peer, "%s:%u", ipaddr_ntoa(&pcb->remote_ip),
                    pcb->remote_port); /* for the log: may be cut */
+    tcp->stream.peer_address = lwip_ntohl(ip4_addr_get_u32(ip_2_ip4(&pcb->remote_ip)));
     tcp_arg(pcb, tcp);
     tcp_recv(pcb, received);
     tcp_sent(pcb, sent);
     tcp_err(pcb, failed);
     tcp_nagle_disable(pcb);
     ip_set_option(pcb, SOF_KEEPALIVE);
+    pcb->keep_idle = keep_alive_ms;
+    pcb->keep_intvl = keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
+    pcb->keep_cnt = KEEP_ALIVE_PROBES;
     /* Larger than the wire's: the device cuts them into pieces that the peer takes, so only for a
      * peer that takes the wire's own. */
     if (large_segment_bytes > pcb->mss && pcb->mss == wire_segment_bytes) {
@@ -709,6 +721,7 @@ void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes) {
     wire_segment_bytes = sizes->wire_segment_bytes;
     large_segment_bytes = sizes->large_segment_bytes;
     receive_bytes = sizes->receive_bytes;
+    keep_alive_ms = sizes->keep_alive_ms;
 }
 
 /* A closed stream goes on until the peer has everything, or the deadline. */

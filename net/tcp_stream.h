@@ -17,6 +17,7 @@ struct tcp_stream_sizes {
     uint16_t wire_segment_bytes;  /* what the wire's segments carry */
     uint16_t large_segment_bytes; /* what may leave as one, to peers that take the wire's */
     size_t receive_bytes;         /* payload that all receive buffers hold, at worst */
+    uint32_t keep_alive_ms;       /* silence after which a peer is asked whether it is there */
 };
 /* Before the first client. */
 void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);

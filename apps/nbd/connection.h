@@ -19,8 +19,8 @@
 struct nbd_connection;
 struct nbd_request;
 
-/* One block request on behalf of an NBD request: a piece of a write with the packets it came in, or
- * a chunk of a read with the buffer it goes out from. */
+/* One block request on behalf of an NBD request: a piece of a write with the packets it came in, a
+ * step of a trim, or a chunk of a read with the buffer it goes out from. */
 struct nbd_io {
     struct block_request block;
     struct nbd_request *request;
@@ -29,9 +29,15 @@ struct nbd_io {
     struct stream_loan loan;
     void *buffer; /* from the payload pool */
     size_t buffer_bytes;
-    /* Reads: this chunk's part of the reply. */
-    uint32_t data_bytes;
+    /* Chunks: the part of the request that this one answers, and what goes out for it. */
+    uint64_t offset;
+    uint64_t covers;
+    uint32_t data_bytes; /* of the buffer */
     uint32_t data_sent;
+    uint16_t type;        /* NBD_REPLY_TYPE */
+    uint8_t header_bytes; /* 0: not begun, or none of its own */
+    uint8_t header_sent;
+    uint8_t header[NBD_EXTENDED_REPLY_BYTES + NBD_HOLE_BYTES];
     enum { IO_IDLE, IO_ON_DISK, IO_READY, IO_ON_WIRE } state;
     struct stream_mark mark;
 };
@@ -41,21 +47,29 @@ struct nbd_request {
     struct nbd_request *next; /* free list, or the queue of replies */
     struct nbd_request_header header;
     uint64_t received_ns;
-    int error; /* the first one */
-    /* Writes: bytes of payload still to come, and to be given to the disk. */
-    uint32_t payload_left;
-    uint64_t offset_next; /* where the next piece or chunk goes */
-    uint32_t length_left; /* of a read, not yet asked of the disk */
-    uint32_t reply_left;  /* of a read, not yet sent */
+    int error;             /* the first one */
+    bool has_error_offset; /* it is the disk's, and was met there */
+    bool flush_at_end;     /* FUA on what took several block requests */
+    bool may_have_holes;   /* of a read: what is known to be zero is told, not read */
+    uint64_t error_offset;
+    uint32_t payload_left; /* of a write, to be given to the disk */
+    uint64_t offset_next;  /* where the next piece, step or chunk goes */
+    uint64_t length_left;  /* not yet asked of the disk */
+    uint64_t reply_left;   /* of a read or a status: not yet answered by chunks that are sent */
     unsigned ios_on_disk;
     unsigned ios_on_wire;  /* chunks sent and not acknowledged */
-    struct nbd_io *chunks; /* of a read, in the order of their data */
-    bool flush_at_end;     /* FUA on a write of several pieces */
-    bool is_queued;        /* in the queue of replies */
-    uint8_t *reply;        /* header, in the connection's ring; NULL until its turn comes */
-    uint32_t reply_header_sent;
-    bool is_marked;          /* the whole reply is with the stream */
-    struct stream_mark mark; /* behind it */
+    struct nbd_io *chunks; /* in the order of what they cover; of a write: the flush to come */
+    /* The reply: see reply.c. */
+    bool is_queued;     /* in the queue of replies */
+    bool is_begun;      /* its first byte is encoded */
+    bool needs_last;    /* a chunk that says "done" is still to come */
+    bool is_marked;     /* the whole reply is with the stream */
+    uint8_t head_bytes; /* in the connection's ring: a simple reply, or a chunk */
+    uint8_t head_sent;
+    uint16_t text_sent;
+    uint8_t *head;
+    const char *text;        /* behind the head; constant */
+    struct stream_mark mark; /* behind it all */
 };
 
 enum nbd_state { NBD_HANDSHAKE, NBD_TRANSMISSION, NBD_DRAINING, NBD_CLOSED };
@@ -68,24 +82,33 @@ struct nbd_handshake {
     uint32_t option_bytes; /* still to come when skipping */
     uint32_t skip_reply;   /* the error behind what is skipped */
     struct nbd_connection *connection;
+    const struct nbd_export *context_export; /* base:allocation was chosen for it */
     struct stream_mark mark;
     bool mark_is_placed;
     size_t out_used; /* replies not yet acknowledged */
     size_t out_sent; /* of them, taken by the stream */
-    uint8_t out[8192];
+    uint8_t out[16384];
 };
 
 struct nbd_connection {
     struct nbd_connection *next;
     struct stream *stream;
     enum nbd_state state;
+    enum nbd_mode mode;
+    bool has_allocation; /* base:allocation was chosen */
+    bool is_read_only;   /* by the client's address, whatever the export says */
+    bool is_short;       /* what has arrived is less than a request */
     const struct nbd_export *export;
     struct nbd_handshake *handshake;
     bool has_work; /* on the server's list of connections to run */
     struct nbd_connection *next_to_run;
     bool wants_memory;     /* waits for buffers */
-    struct timer deadline; /* of the handshake, or of draining */
+    struct timer deadline; /* of the handshake, of draining, or of being idle */
     bool is_late;
+    uint64_t active_ns; /* when its last request came */
+    /* Waiting for its turn under the export's limits. */
+    struct nbd_connection *next_limited;
+    bool is_limited;
     /* Set from the disks' tasks: ios that came back, in order. */
     struct nbd_io *finished_first;
     struct nbd_io *finished_last;
@@ -93,6 +116,7 @@ struct nbd_connection {
     struct nbd_request *requests;
     struct nbd_request *free_requests;
     unsigned requests_in_use;
+    unsigned ios_on_disk;
     struct nbd_request *receiving; /* a write whose payload is being received */
     uint32_t skip_bytes;           /* payload of a refused write */
     struct nbd_request *skip_request;
@@ -102,7 +126,8 @@ struct nbd_connection {
     size_t ios_held;
     /* Reply headers lie side by side, so that neighbours leave as one piece. */
     uint8_t *reply_ring;
-    unsigned reply_ring_next;
+    size_t reply_ring_bytes;
+    size_t reply_ring_next;
     uint64_t bytes_read;
     uint64_t bytes_written;
     uint64_t requests_total;
@@ -116,6 +141,9 @@ void nbd_schedule(struct nbd_connection *connection);
 
 /* Ends the connection if it is still in the state it is in now after `timeout_ms`. */
 void nbd_set_deadline(struct nbd_connection *connection, uint64_t timeout_ms);
+
+/* From now on the connection is ended when it has had no request for as long as is configured. */
+void nbd_watch_idle(struct nbd_connection *connection);
 
 /* No more requests are taken; what is begun is finished and answered, by a deadline. */
 void nbd_begin_draining(struct nbd_connection *connection);
@@ -159,14 +187,52 @@ bool nbd_transmission_is_idle(const struct nbd_connection *connection);
 void nbd_transmission_drop(struct nbd_connection *connection);
 void nbd_transmission_end(struct nbd_connection *connection);
 
+/* For the other files of the transmission. */
+struct nbd_request *nbd_request_take(struct nbd_connection *connection,
+                                     const struct nbd_request_header *header);
 /* Takes a request back whose last byte the client has, with what it still holds. */
 void nbd_request_give(struct nbd_request *request);
+/* On a closed connection: the request goes when neither disk nor stream has anything of it. */
+void nbd_request_give_if_unused(struct nbd_request *request);
+/* Submits the io's segments; it comes back through nbd_transmission_run. */
+void nbd_submit(struct nbd_io *io, enum block_operation operation, unsigned flags, uint64_t offset,
+                uint64_t length, unsigned segment_count);
 
+/* --- check.c -----------------------------------------------------------------------------------
+ */
+
+/* The one validator: 0, or what to answer as a negative errno. */
+int nbd_request_check(const struct nbd_connection *connection,
+                      const struct nbd_request_header *header);
+
+/* --- read.c ------------------------------------------------------------------------------------
+ */
+
+/* READ, CACHE. False when there is no memory for it now: nothing has happened. */
+bool nbd_read_begin(struct nbd_connection *connection, const struct nbd_request_header *header);
+/* BLOCK_STATUS; likewise. */
+bool nbd_status_begin(struct nbd_connection *connection, const struct nbd_request_header *header);
+void nbd_read_done(struct nbd_io *io);
 /* The client has the bytes of this chunk: on to the next part of its read, or back to the pool. */
 void nbd_chunk_acknowledged(struct nbd_io *io);
 
+/* --- write.c -----------------------------------------------------------------------------------
+ */
+
+/* WRITE; its payload is what comes next. False when there is no memory for it now. */
+bool nbd_write_begin(struct nbd_connection *connection, const struct nbd_request_header *header);
+/* Hands the next piece of the payload to the disk. False when nothing could be done now. */
+bool nbd_write_receive(struct nbd_connection *connection);
+void nbd_write_done(struct nbd_io *io);
+/* FLUSH, TRIM, WRITE_ZEROES. False when there is no memory for it now. */
+bool nbd_effect_begin(struct nbd_connection *connection, const struct nbd_request_header *header);
+void nbd_effect_done(struct nbd_io *io);
+
 /* --- reply.c -----------------------------------------------------------------------------------
  */
+
+/* What the replies of a connection in its mode need. -ENOMEM. */
+int nbd_replies_begin(struct nbd_connection *connection);
 
 /* A request can be answered: its turn comes when those queued before it are sent. */
 void nbd_reply_queue(struct nbd_request *request);

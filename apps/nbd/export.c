@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "apps/nbd/limit.h"
 #include "apps/nbd/wire.h"
 #include "config/limits.h"
 #include "core/log.h"
@@ -114,26 +116,43 @@ int nbd_export_set_default(const char *name) {
     return 0;
 }
 
+int nbd_export_set_limit(const char *name, uint64_t bytes_per_s, uint64_t requests_per_s) {
+    struct nbd_export *export = find(name, strlen(name));
+    if (export == NULL) {
+        return -ENOENT;
+    }
+    struct nbd_limit *limit = export->limit;
+    if (limit == NULL) {
+        limit = calloc(1, sizeof *limit);
+        export->limit = limit;
+    }
+    if (limit == NULL) {
+        return -ENOMEM;
+    }
+    limit->bytes.per_s = bytes_per_s != 0 ? bytes_per_s : limit->bytes.per_s;
+    limit->requests.per_s = requests_per_s != 0 ? requests_per_s : limit->requests.per_s;
+    return 0;
+}
+
 /* CAN_MULTI_CONN is true because every connection shares one queue and one device: a flush covers
  * whatever was completed before it, whoever wrote it. SEND_FLUSH is said of a disk without a cache
  * too: its completed writes are durable, so the answer is immediate and true. */
-uint16_t nbd_export_flags(const struct nbd_export *export) {
+uint16_t nbd_export_flags(const struct nbd_export *export, bool is_read_only) {
     const struct block_limits *limits = &export->device->limits;
     unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
                      NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
     if (export->is_rotational) {
         flags |= NBD_FLAG_ROTATIONAL;
     }
-    if (export->is_read_only) {
+    if (export->is_read_only || is_read_only) {
         flags |= NBD_FLAG_READ_ONLY;
         return (uint16_t)flags;
     }
     if (limits->discard_bytes_max != 0) {
         flags |= NBD_FLAG_SEND_TRIM;
     }
-    if (limits->zeroes_bytes_max != 0) {
-        flags |= NBD_FLAG_SEND_WRITE_ZEROES;
-    }
+    /* A disk that cannot zero is written zeroes; a zeroing that must be fast is refused then. */
+    flags |= NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
     return (uint16_t)flags;
 }
 
@@ -156,6 +175,10 @@ struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *export) {
 
 #ifdef PLATTER_HOST
 void nbd_export_forget(void) {
+    for (unsigned i = 0; i < export_count; i++) {
+        free(exports[i].limit);
+        exports[i].limit = NULL;
+    }
     export_count = 0;
     default_index = 0;
 }

@@ -9,9 +9,12 @@
 #include "core/log.h"
 #include "core/panic.h"
 
+static const char context_allocation[] = "base:allocation";
+
 /* The longest answer to one option: a list of all exports. */
 enum {
-    LIST_ENTRY_BYTES_MAX = NBD_OPTION_REPLY_BYTES + 4 + NBD_EXPORT_NAME_MAX,
+    LIST_ENTRY_BYTES_MAX = NBD_OPTION_REPLY_BYTES + 4 + NBD_EXPORT_NAME_MAX +
+                           sizeof((struct nbd_export *)0)->description,
     ANSWER_BYTES_MAX = NBD_EXPORTS_MAX * LIST_ENTRY_BYTES_MAX + NBD_OPTION_REPLY_BYTES,
     EXPORT_INFO_BYTES = 12,
     BLOCK_SIZE_INFO_BYTES = 14,
@@ -77,11 +80,25 @@ static bool has_room_for_answer(const struct nbd_handshake *handshake) {
 /* --- Options -----------------------------------------------------------------------------------
  */
 
-static void put_export_info(struct nbd_handshake *handshake, const struct nbd_export *export) {
-    uint8_t *at = put_reply(handshake, NBD_REP_INFO, EXPORT_INFO_BYTES);
+/* What the export can do, and what this client may do with it. */
+static uint16_t transmission_flags(const struct nbd_connection *connection,
+                                   const struct nbd_export *export) {
+    unsigned flags = nbd_export_flags(export, connection->is_read_only);
+    if (connection->mode != NBD_SIMPLE) {
+        flags |= NBD_FLAG_SEND_DF;
+    }
+    if (connection->mode == NBD_EXTENDED && connection->handshake->context_export == export) {
+        flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+    }
+    return (uint16_t)flags;
+}
+
+static void put_export_info(const struct nbd_connection *connection,
+                            const struct nbd_export *export) {
+    uint8_t *at = put_reply(connection->handshake, NBD_REP_INFO, EXPORT_INFO_BYTES);
     nbd_put16(at, NBD_INFO_EXPORT);
     nbd_put64(at + 2, export->device->capacity_bytes);
-    nbd_put16(at + 10, nbd_export_flags(export));
+    nbd_put16(at + 10, transmission_flags(connection, export));
 }
 
 static void put_block_size_info(struct nbd_handshake *handshake, const struct nbd_export *export) {
@@ -103,13 +120,16 @@ static void put_text_info(struct nbd_handshake *handshake, uint16_t type, const 
 
 static void begin_transmission(struct nbd_connection *connection, const struct nbd_export *export) {
     connection->export = export;
+    connection->has_allocation = connection->handshake->context_export == export;
     timer_cancel(&connection->deadline);
     if (nbd_transmission_begin(connection) != 0) {
         nbd_abort(connection, "no memory for its requests");
         return;
     }
     connection->state = NBD_TRANSMISSION;
-    log_info("nbd: %s opens export \"%s\"", connection->stream->peer, export->name);
+    nbd_watch_idle(connection);
+    log_info("nbd: %s opens export \"%s\"%s", connection->stream->peer, export->name,
+             connection->is_read_only && !export->is_read_only ? " read-only" : "");
 }
 
 /* INFO and GO: name, then a list of information types that the client would like. */
@@ -134,7 +154,7 @@ static void answer_info(struct nbd_connection *connection, const uint8_t *data, 
         wants_name |= type == NBD_INFO_NAME;
         wants_description |= type == NBD_INFO_DESCRIPTION;
     }
-    put_export_info(handshake, export);
+    put_export_info(connection, export);
     /* Whether asked for or not: a client that does not know them would send what is refused. */
     put_block_size_info(handshake, export);
     if (wants_name) {
@@ -158,11 +178,15 @@ static void answer_export_name(struct nbd_connection *connection, const uint8_t 
         nbd_abort(connection, "asks for an export that there is not");
         return;
     }
+    if (connection->mode == NBD_EXTENDED) {
+        nbd_abort(connection, "uses EXPORT_NAME with extended headers, which it must not");
+        return;
+    }
     bool no_zeroes = (handshake->client_flags & NBD_FLAG_C_NO_ZEROES) != 0;
     size_t zeroes = no_zeroes ? 0 : NBD_EXPORT_ZEROES_BYTES;
     uint8_t *at = out_reserve(handshake, EXPORT_NAME_REPLY_BYTES + zeroes);
     nbd_put64(at, export->device->capacity_bytes);
-    nbd_put16(at + 8, nbd_export_flags(export));
+    nbd_put16(at + 8, transmission_flags(connection, export));
     memset(at + EXPORT_NAME_REPLY_BYTES, 0, zeroes);
     begin_transmission(connection, export);
 }
@@ -179,9 +203,106 @@ static void answer_list(struct nbd_handshake *handshake, uint32_t bytes) {
     const struct nbd_export *export;
     for (unsigned i = 0; (export = nbd_export_at(i)) != NULL; i++) {
         uint32_t name_bytes = (uint32_t)strlen(export->name);
-        uint8_t *at = put_reply(handshake, NBD_REP_SERVER, 4 + name_bytes);
+        uint32_t description_bytes = (uint32_t)strlen(export->description);
+        uint8_t *at = put_reply(handshake, NBD_REP_SERVER, 4 + name_bytes + description_bytes);
         nbd_put32(at, name_bytes);
-        memcpy(at + 4, export->name, name_bytes);
+        /* The wire's strings have a length and no zero. */
+        memcpy(at + 4, export->name, name_bytes); // NOLINT(bugprone-not-null-terminated-result)
+        memcpy(at + 4 + name_bytes,
+               export->description, // NOLINT(bugprone-not-null-terminated-result)
+               description_bytes);
+    }
+    (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
+}
+
+/* STRUCTURED_REPLY and EXTENDED_HEADERS: how the transmission is to speak. */
+static void answer_mode(struct nbd_connection *connection, enum nbd_mode mode, uint32_t bytes) {
+    struct nbd_handshake *handshake = connection->handshake;
+    if (bytes != 0) {
+        put_error(handshake, NBD_REP_ERR_INVALID, "this option carries no data");
+        return;
+    }
+    if (mode < connection->mode) {
+        put_error(handshake, NBD_REP_ERR_EXT_HEADER_REQD, "extended headers are agreed on");
+        return;
+    }
+    connection->mode = mode;
+    (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
+}
+
+/* The queries of a LIST_META_CONTEXT or SET_META_CONTEXT. */
+struct context_queries {
+    uint32_t count;
+    bool has_wildcard;   /* "base:" */
+    bool has_allocation; /* "base:allocation" */
+    bool has_other;      /* without a namespace */
+};
+
+static bool is_text(const uint8_t *data, uint32_t bytes, const char *text) {
+    return bytes == strlen(text) && memcmp(data, text, bytes) == 0;
+}
+
+/* False when the lengths do not agree with each other. */
+static bool read_queries(const uint8_t *data, uint32_t bytes, struct context_queries *queries) {
+    *queries = (struct context_queries){.count = nbd_get32(data)};
+    uint32_t at = 4;
+    for (uint32_t i = 0; i < queries->count; i++) {
+        if (bytes - at < 4 || nbd_get32(data + at) > bytes - at - 4) {
+            return false;
+        }
+        uint32_t length = nbd_get32(data + at);
+        const uint8_t *query = data + at + 4;
+        queries->has_wildcard |= is_text(query, length, "base:");
+        queries->has_allocation |= is_text(query, length, context_allocation);
+        queries->has_other |= memchr(query, ':', length) == NULL;
+        at += 4 + length;
+    }
+    return at == bytes;
+}
+
+static void put_context(struct nbd_handshake *handshake, uint32_t id) {
+    uint32_t name_bytes = sizeof context_allocation - 1;
+    uint8_t *at = put_reply(handshake, NBD_REP_META_CONTEXT, NBD_CONTEXT_ID_BYTES + name_bytes);
+    nbd_put32(at, id);
+    memcpy(at + NBD_CONTEXT_ID_BYTES, context_allocation, name_bytes);
+}
+
+/* LIST tells the contexts that match, SET chooses them. There is one, for every export. */
+static void answer_contexts(struct nbd_connection *connection, const uint8_t *data,
+                            uint32_t bytes) {
+    struct nbd_handshake *handshake = connection->handshake;
+    bool is_set = handshake->option == NBD_OPT_SET_META_CONTEXT;
+    struct context_queries queries;
+    if (is_set) {
+        handshake->context_export = NULL; /* whatever becomes of it */
+    }
+    if (connection->mode == NBD_SIMPLE) {
+        put_error(handshake, NBD_REP_ERR_INVALID, "structured replies first");
+        return;
+    }
+    uint32_t name_bytes = bytes >= 8 ? nbd_get32(data) : UINT32_MAX;
+    if (bytes < 8 || name_bytes > bytes - 8 ||
+        !read_queries(data + 4 + name_bytes, bytes - 4 - name_bytes, &queries)) {
+        put_error(handshake, NBD_REP_ERR_INVALID, "lengths in the option do not agree");
+        return;
+    }
+    const struct nbd_export *export = nbd_export_find((const char *)data + 4, name_bytes);
+    if (export == NULL) {
+        put_error(handshake, NBD_REP_ERR_UNKNOWN, "no such export");
+        return;
+    }
+    if (queries.has_other) {
+        put_error(handshake, NBD_REP_ERR_INVALID, "a query without a namespace");
+        return;
+    }
+    bool matches =
+        queries.has_allocation || (!is_set && (queries.has_wildcard || queries.count == 0));
+    if (matches) {
+        /* In a list the identifier is reserved. */
+        put_context(handshake, is_set ? NBD_CONTEXT_ALLOCATION : 0);
+    }
+    if (matches && is_set) {
+        handshake->context_export = export;
     }
     (void)put_reply(handshake, NBD_REP_ACK, 0); /* nothing behind it */
 }
@@ -207,6 +328,16 @@ static void answer_option(struct nbd_connection *connection, const uint8_t *data
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
         answer_info(connection, data, bytes);
+        break;
+    case NBD_OPT_STRUCTURED_REPLY:
+        answer_mode(connection, NBD_STRUCTURED, bytes);
+        break;
+    case NBD_OPT_EXTENDED_HEADERS:
+        answer_mode(connection, NBD_EXTENDED, bytes);
+        break;
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        answer_contexts(connection, data, bytes);
         break;
     default:
         put_error(handshake, NBD_REP_ERR_UNSUP, "option not supported");
@@ -259,6 +390,9 @@ static bool take_option_header(struct nbd_connection *connection) {
             nbd_abort(connection, "sends an option %u of %u bytes", (unsigned)handshake->option,
                       (unsigned)handshake->option_bytes);
             return false;
+        }
+        if (handshake->option == NBD_OPT_SET_META_CONTEXT) {
+            handshake->context_export = NULL; /* a failure chooses none */
         }
         handshake->skip_reply = NBD_REP_ERR_TOO_BIG;
         handshake->step = SKIP_DATA;

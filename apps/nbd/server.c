@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "apps/nbd/connection.h"
+#include "apps/nbd/limit.h"
 #include "apps/nbd/share.h"
 #include "boot/arch.h"
 #include "core/log.h"
@@ -28,6 +29,7 @@ enum {
     PAYLOAD_BYTES_MAX = 32 * 1024 * 1024,
     PAYLOAD_BYTES_MIN = 2 * 4096 * NBD_CONNECTIONS_MAX,
     IO_SHARE = 8,
+    ALLOCATION_SHARE = 64,
     IOS_MIN = 2 * NBD_CONNECTIONS_MAX,
     IOS_MAX = 2048,
 };
@@ -50,7 +52,8 @@ static struct nbd_connection *run_first;
 static struct nbd_connection *run_last;
 static bool somebody_waits;
 static uint64_t waits;
-static bool may_list;
+static const struct nbd_server_config *config;
+static uint64_t refused_total;
 static bool is_shutting_down;
 static uint64_t shutdown_deadline_ns;
 static uint64_t served_total;
@@ -60,7 +63,7 @@ bool nbd_is_shutting_down(void) {
 }
 
 bool nbd_may_list(void) {
-    return may_list;
+    return config->may_list;
 }
 
 /* --- Memory ------------------------------------------------------------------------------------
@@ -209,8 +212,31 @@ void nbd_set_deadline(struct nbd_connection *connection, uint64_t timeout_ms) {
               connection);
 }
 
+void nbd_watch_idle(struct nbd_connection *connection) {
+    connection->active_ns = scheduler_now_ns();
+    connection->is_late = false; /* whatever it was late with is over */
+    if (config->idle_ms > 0) {
+        nbd_set_deadline(connection, config->idle_ms);
+    }
+}
+
+/* The deadline of an open connection has passed: true when nothing was asked since it was set. */
+static bool is_idle(struct nbd_connection *connection) {
+    uint64_t idle_ns = config->idle_ms * NS_PER_MS;
+    uint64_t silent_ns = scheduler_now_ns() - connection->active_ns;
+    connection->is_late = false;
+    if (nbd_transmission_is_idle(connection) && silent_ns >= idle_ns) {
+        return true;
+    }
+    uint64_t left_ms =
+        silent_ns < idle_ns ? (idle_ns - silent_ns) / NS_PER_MS + 1 : config->idle_ms;
+    nbd_set_deadline(connection, left_ms);
+    return false;
+}
+
 void nbd_begin_draining(struct nbd_connection *connection) {
     connection->state = NBD_DRAINING;
+    nbd_limit_leave(connection);
     nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
 }
 
@@ -220,6 +246,7 @@ static void let_go(struct nbd_connection *connection, bool abort) {
     timer_cancel(&connection->deadline);
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;
+    nbd_limit_leave(connection);
     stream->ops->close(stream, abort);
     nbd_transmission_drop(connection);
     nbd_schedule(connection);
@@ -241,13 +268,25 @@ void nbd_abort(struct nbd_connection *connection, const char *format, ...) {
     let_go(connection, true);
 }
 
+/* Why a client is not served; NULL when it is. */
+static const char *refusal(const struct stream *stream) {
+    if (is_shutting_down) {
+        return "shutting down";
+    }
+    if (config->allow.count > 0 && !access_list_has(&config->allow, stream->peer_address)) {
+        return "not on the list of those allowed";
+    }
+    return connection_count >= NBD_CONNECTIONS_MAX ? "too many connections" : NULL;
+}
+
 static bool accept_client(struct stream *stream, void *unused) {
     static struct log_rate rate;
     (void)unused;
-    if (connection_count >= NBD_CONNECTIONS_MAX || is_shutting_down) {
+    const char *reason = refusal(stream);
+    if (reason != NULL) {
+        refused_total++;
         if (log_rate_allows(&rate)) {
-            log_warning("nbd: %s refused: %s", stream->peer,
-                        is_shutting_down ? "shutting down" : "too many connections");
+            log_warning("nbd: %s refused: %s", stream->peer, reason);
         }
         return false;
     }
@@ -256,6 +295,7 @@ static bool accept_client(struct stream *stream, void *unused) {
         return false;
     }
     connection->stream = stream;
+    connection->is_read_only = access_list_has(&config->readers, stream->peer_address);
     stream->arg = connection;
     if (nbd_handshake_begin(connection) != 0) {
         free(connection);
@@ -306,6 +346,15 @@ static void follow_stream(struct nbd_connection *connection) {
     }
     if (stream->state == STREAM_DEAD) {
         nbd_abort(connection, "lost");
+    } else if (connection->is_late && connection->state == NBD_TRANSMISSION) {
+        if (is_idle(connection)) {
+            log_info("nbd: %s has been idle: closed", stream->peer);
+            let_go(connection, false);
+        }
+    } else if (connection->is_late && connection->ios_on_disk > 0) {
+        /* Draining: it is the disk that takes its time, not the client. */
+        connection->is_late = false;
+        nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
     } else if (connection->is_late) {
         nbd_abort(connection, connection->state == NBD_HANDSHAKE
                                   ? "does not finish its handshake in time"
@@ -316,7 +365,7 @@ static void follow_stream(struct nbd_connection *connection) {
                (connection->receiving != NULL || connection->skip_bytes > 0)) {
         nbd_abort(connection, "closes in the middle of a write");
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
-               stream->ops->received(stream) < NBD_REQUEST_BYTES) {
+               connection->is_short) {
         log_info("nbd: %s closes without a disconnect", stream->peer);
         nbd_begin_draining(connection);
     }
@@ -393,8 +442,32 @@ static bool work(void *unused) {
     return has_more;
 }
 
-int nbd_server_start(const struct nbd_server_config *config) {
-    may_list = config->may_list;
+/* What is known of each disk, in the 64th part of the memory that is free. Without memory for it a
+ * disk is data throughout, which is always right. */
+static void keep_allocation(void) {
+    struct heap_stats heap;
+    heap_get_stats(&heap);
+    unsigned count = 0;
+    while (block_device_at(count) != NULL) {
+        count++;
+    }
+    size_t room = (heap.bytes_total - heap.bytes_used) / ALLOCATION_SHARE;
+    size_t each = room / (count > 0 ? count : 1) / sizeof(struct block_extent);
+    unsigned extents = each > BLOCK_EXTENTS_MAX   ? BLOCK_EXTENTS_MAX
+                       : each < BLOCK_EXTENTS_MIN ? BLOCK_EXTENTS_MIN
+                                                  : (unsigned)each;
+    for (unsigned i = 0; i < count; i++) {
+        if (block_allocation_enable(block_device_at(i), extents) != 0) {
+            log_warning("nbd: no memory to keep what is known of %s", block_device_at(i)->name);
+        }
+    }
+}
+
+int nbd_server_start(const struct nbd_server_config *server_config) {
+    config = server_config;
+    if (config->keeps_allocation) {
+        keep_allocation();
+    }
     int error = take_memory();
     if (!error) {
         error = tcp_stream_listen(config->port, accept_client, NULL);
@@ -424,13 +497,36 @@ bool nbd_server_is_down(void) {
     return is_shutting_down && (connection_count == 0 || scheduler_now_ns() > limit_ns);
 }
 
+/* How close each disk's map and each export's limit came to their ends. */
+static void dump_bounds(void) {
+    const struct block_device *device;
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        const struct block_allocation *map = device->allocation;
+        if (map != NULL) {
+            log_text("  %s: ranges known %u of %u (peak %u), forgotten %llu", device->name,
+                     map->count, map->extents_max, map->peak, (unsigned long long)map->forgotten);
+        }
+    }
+    const struct nbd_export *export;
+    for (unsigned i = 0; (export = nbd_export_at(i)) != NULL; i++) {
+        if (export->limit != NULL) {
+            log_text("  %s: limited to %llu bytes and %llu requests per second, waits %llu",
+                     export->name, (unsigned long long)export->limit->bytes.per_s,
+                     (unsigned long long)export->limit->requests.per_s,
+                     (unsigned long long)export->limit->waits);
+        }
+    }
+}
+
 void nbd_server_dump(void) {
-    log_text(
-        "nbd: %u connections (peak %u, total %llu), ios %u of %u free (least %u), payload %zu of "
-        "%zu KiB free, waits %llu",
-        connection_count, connection_peak, (unsigned long long)served_total, free_io_count,
-        io_count, free_io_least, free_list_pages_free(&payload) * PAGE_BYTES / 1024,
-        payload.page_count * PAGE_BYTES / 1024, (unsigned long long)waits);
+    log_text("nbd: %u connections (peak %u, total %llu, refused %llu), ios %u of %u free (least "
+             "%u), payload %zu of "
+             "%zu KiB free, waits %llu",
+             connection_count, connection_peak, (unsigned long long)served_total,
+             (unsigned long long)refused_total, free_io_count, io_count, free_io_least,
+             free_list_pages_free(&payload) * PAGE_BYTES / 1024,
+             payload.page_count * PAGE_BYTES / 1024, (unsigned long long)waits);
+    dump_bounds();
     for (const struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {
         if (connection->state != NBD_CLOSED) {

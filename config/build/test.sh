@@ -18,6 +18,7 @@ Runs all stages, or the one named:
           on sleeping and waking does N reads instead of 20000, some thousand a second
   e2e     tests/e2e with pytest: real NBD clients against the running appliance;
           what follows goes to pytest: ./build.sh test e2e -k read_only -x
+          with --minutes N the mixed load lasts so long (20 s otherwise): test e2e -k mixed --minutes 10
 
 The last line is "N passed, N failed", with ", N skipped" if any were. The exit status is 0 only when
 nothing failed. What guests and programs said is kept in build/test/ and build/unit/.

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = ROOT / "build" / "riscv64" / "platter.elf"
 HOST = "127.0.0.1"
+GUEST_ADDRESS = "10.0.2.15"
 GREETING = b"NBDMAGICIHAVEOPT"  # NBD protocol, newstyle negotiation
 
 START_ATTEMPTS = 5  # another process may take the port between our look and its use
@@ -52,8 +53,10 @@ class Appliance:
         bios: str = "start",
         dhcp: bool = False,
         qemu: str = "",
+        socket_path: Path | None = None,
     ) -> None:
-        """`append` is for the guest's command line, `qemu` for QEMU's; `folder` takes the logs."""
+        """`append` is for the guest's command line, `qemu` for QEMU's; `folder` takes the logs. With
+        `socket_path` its network is whoever listens there, and it has GUEST_ADDRESS."""
         self.host = HOST
         self.port = 0
         self.export = ""
@@ -80,6 +83,9 @@ class Appliance:
             self._command += [option, words] if words else []
         self._command += ["--read-only"] if read_only else []
         self._command += ["--dhcp"] if dhcp else []
+        if socket_path is not None:
+            self._command += ["--net", "socket", "--socket", str(socket_path)]
+            self._command += ["--ip", f"{GUEST_ADDRESS}/24"]
         self._process: subprocess.Popen[bytes] | None = None
 
     # Starting

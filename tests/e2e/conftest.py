@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,16 +13,31 @@ from typing import Any
 import pytest
 
 from appliance import KERNEL, Appliance, make_disk
+from shared import Shared, new_folder
+from victim import _shared_victim, victim  # fixtures for all files
+
+__all__ = ["_shared_victim", "victim"]
 
 MIB = 1024 * 1024
 # What libslirp 4.7 dies of when a client resets its connection while the network's buffer for it is
 # full: it reads on, though there is no room.
 USER_NETWORK_CRASH = "soread: Assertion `buf_len != 0' failed"
+MINUTES = 0.3
 DEADLINE_S = 120  # of a test with its fixtures, unless its mark `deadline(seconds)` says otherwise
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="how long the mixed load lasts (default: %(default)s)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deadline(seconds): how long this test may take")
+    config.addinivalue_line("markers", "as_long_as_asked: lasts as long as --minutes says")
     if not KERNEL.exists():
         raise pytest.UsageError(f"{KERNEL} is missing: run ./build.sh build, or ./build.sh test")
     # What `timeout` sends: fixtures still clean up.
@@ -61,6 +75,8 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     waiting, until its server is gone."""
     mark = request.node.get_closest_marker("deadline")
     seconds = mark.args[0] if mark else DEADLINE_S
+    if request.node.get_closest_marker("as_long_as_asked"):
+        seconds += 60 * request.config.getoption("--minutes")
     main = threading.main_thread().ident
     assert main is not None
 
@@ -86,15 +102,16 @@ def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not expired.is_set(), f"not done after {seconds} s"
 
 
-def _new_folder() -> Path:
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="platter-", dir=memory if memory.is_dir() else None))
+@pytest.fixture
+def minutes(request: pytest.FixtureRequest) -> float:
+    """How long a test that may be short or long is to last."""
+    return float(request.config.getoption("--minutes"))
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder in memory, for disks."""
-    path = _new_folder()
+    path = new_folder()
     yield path
     shutil.rmtree(path)
 
@@ -127,30 +144,6 @@ def launch(folder: Path) -> Iterator[Launch]:
     finally:
         for appliance in started:
             appliance.close()
-
-
-class Shared:
-    """An appliance for all tests of a session or module, started again when one has ended it."""
-
-    def __init__(self, content: bytes, size: int) -> None:
-        self.folder = _new_folder()
-        self.disk = make_disk(self.folder / "disk.raw", size, content)
-        self.started: list[Appliance] = []
-
-    def get(self) -> Appliance:
-        if not self.started or not self.started[-1].is_alive():
-            place = self.folder / f"appliance{len(self.started)}"
-            self.started.append(Appliance(place, [self.disk]).start())
-        return self.started[-1]
-
-    def end(self) -> None:
-        try:
-            if self.started and not self.started[-1].end_is_known:
-                self.started[-1].stop()
-        finally:
-            for appliance in self.started:
-                appliance.close()
-            shutil.rmtree(self.folder)
 
 
 @pytest.fixture(scope="session")

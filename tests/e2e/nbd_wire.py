@@ -20,6 +20,9 @@ OPTION_MAGIC = b"IHAVEOPT"
 OPTION_REPLY_MAGIC = 0x3E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
+STRUCTURED_REPLY_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_REPLY_MAGIC = 0x6E8A278C
 TIMEOUT_S = 15
 
 
@@ -46,6 +49,7 @@ class Rep(enum.IntEnum):
     ACK = 1
     SERVER = 2
     INFO = 3
+    META_CONTEXT = 4
     ERR_UNSUP = 2**31 + 1
     ERR_POLICY = 2**31 + 2
     ERR_INVALID = 2**31 + 3
@@ -55,6 +59,7 @@ class Rep(enum.IntEnum):
     ERR_SHUTDOWN = 2**31 + 7
     ERR_BLOCK_SIZE_REQD = 2**31 + 8
     ERR_TOO_BIG = 2**31 + 9
+    ERR_EXT_HEADER_REQD = 2**31 + 10
 
 
 class Info(enum.IntEnum):
@@ -77,6 +82,7 @@ class TransmissionFlag(enum.IntFlag):
     SEND_RESIZE = 512
     SEND_CACHE = 1024
     SEND_FAST_ZERO = 2048
+    BLOCK_STATUS_PAYLOAD = 4096
 
 
 class Command(enum.IntEnum):

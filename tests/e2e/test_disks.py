@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from appliance import Appliance, make_disk, part
-from conftest import _new_folder
 from nbd_wire import Command, Error, TransmissionFlag, Wire, request_bytes
 from qmp import Qmp, qmp_words
+from shared import new_folder
 
 pytestmark = pytest.mark.deadline(40)
 
@@ -118,7 +118,7 @@ class Partitioned:
 
 @pytest.fixture(scope="module")
 def partitioned() -> Iterator[Partitioned]:
-    folder = _new_folder()
+    folder = new_folder()
     started = Partitioned(folder)
     yield started
     try:

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "apps/nbd/limit.h"
 #include "apps/nbd/wire.h"
 #include "config/limits.h"
 #include "tests/unit/unit.h"
@@ -25,24 +26,53 @@ static void set_up(void) {
 static uint16_t flags_with(bool is_read_only, bool is_rotational) {
     nbd_export_forget();
     assert_int_equal(nbd_export_add(&disk, "disk", is_read_only, is_rotational), 0);
-    return nbd_export_flags(nbd_export_at(0));
+    return nbd_export_flags(nbd_export_at(0), false);
 }
 
 TEST(the_flags_of_a_whole_disk_tell_all_it_can) {
     set_up();
-    assert_int_equal(flags_with(false, false), NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH |
-                                                   NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
-                                                   NBD_FLAG_SEND_WRITE_ZEROES |
-                                                   NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE);
+    assert_int_equal(flags_with(false, false),
+                     NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
+                         NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO |
+                         NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE);
 }
 
 TEST(what_a_disk_does_not_offer_is_not_announced) {
     set_up();
     disk.limits.discard_bytes_max = 0;
     assert_int_equal(flags_with(false, false) & NBD_FLAG_SEND_TRIM, 0);
-    assert_int_not_equal(flags_with(false, false) & NBD_FLAG_SEND_WRITE_ZEROES, 0);
+    /* Zeroes are written where there is no command for them. */
     disk.limits.zeroes_bytes_max = 0;
-    assert_int_equal(flags_with(false, false) & NBD_FLAG_SEND_WRITE_ZEROES, 0);
+    assert_int_not_equal(flags_with(false, false) & NBD_FLAG_SEND_WRITE_ZEROES, 0);
+}
+
+TEST(a_client_that_may_only_read_is_told_so) {
+    static const unsigned writing = NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
+    set_up();
+    (void)flags_with(false, false);
+    assert_int_equal(nbd_export_flags(nbd_export_at(0), true) & (writing | NBD_FLAG_READ_ONLY),
+                     NBD_FLAG_READ_ONLY);
+}
+
+TEST(limits_belong_to_the_export_of_that_name) {
+    set_up();
+    (void)flags_with(false, false);
+    assert_null(nbd_export_at(0)->limit);
+    assert_int_equal(nbd_export_set_limit("disc", 4096, 0), -ENOENT);
+    assert_int_equal(nbd_export_set_limit("disk", 4096, 0), 0);
+    assert_int_equal(nbd_export_set_limit("disk", 0, 10), 0);
+    assert_int_equal(nbd_export_at(0)->limit->bytes.per_s, 4096);
+    assert_int_equal(nbd_export_at(0)->limit->requests.per_s, 10);
+    nbd_export_forget();
+}
+
+TEST(a_limit_without_memory_is_refused) {
+    set_up();
+    (void)flags_with(false, false);
+    unit_allocations_until_failure(0);
+    assert_int_equal(nbd_export_set_limit("disk", 4096, 0), -ENOMEM);
+    unit_allocations_until_failure(UNIT_ALL_SUCCEED);
+    assert_null(nbd_export_at(0)->limit);
 }
 
 TEST(a_read_only_export_announces_nothing_that_writes) {

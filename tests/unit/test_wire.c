@@ -36,7 +36,7 @@ TEST(a_request_is_decoded_field_by_field) {
         0x80, 0x00, 0x10, 0x00,                         /* length */
     };
     struct nbd_request_header header;
-    nbd_decode_request(bytes, &header);
+    nbd_decode_request(bytes, NBD_SIMPLE, &header);
     assert_int_equal(header.magic, NBD_REQUEST_MAGIC);
     assert_int_equal(header.flags, NBD_CMD_FLAG_FUA);
     assert_int_equal(header.command, NBD_CMD_WRITE_ZEROES);
@@ -65,13 +65,19 @@ TEST(every_error_has_the_protocol_s_number) {
     static const struct {
         int error;
         uint32_t number;
-    } cases[] = {{0, 0},        {-EPERM, 1},   {-EROFS, 1},    {-EIO, 5},         {-ENOMEM, 12},
-                 {-EINVAL, 22}, {-ENOSPC, 28}, {-ENOTSUP, 95}, {-ESHUTDOWN, 108}, {-ETIMEDOUT, 5},
-                 {-EPROTO, 5},  {-9999, 5}};
+    } cases[] = {{0, 0},          {-EPERM, 1},   {-EROFS, 1},   {-EIO, 5},
+                 {-ENOMEM, 12},   {-EINVAL, 22}, {-ENOSPC, 28}, {-ESHUTDOWN, 108},
+                 {-ETIMEDOUT, 5}, {-EPROTO, 5},  {-9999, 5}};
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         assert_int_equal(nbd_error_of(cases[i].error, NBD_CMD_READ), cases[i].number);
         assert_int_equal(nbd_error_of(cases[i].error, NBD_CMD_WRITE), cases[i].number);
     }
+}
+
+TEST(only_a_zeroing_is_told_that_it_is_not_supported) {
+    assert_int_equal(nbd_error_of(-ENOTSUP, NBD_CMD_WRITE_ZEROES), NBD_ENOTSUP);
+    assert_int_equal(nbd_error_of(-ENOTSUP, NBD_CMD_TRIM), NBD_EINVAL);
+    assert_int_equal(nbd_error_of(-ENOTSUP, NBD_CMD_READ), NBD_EINVAL);
 }
 
 /* NBD protocol: ENOSPC for writes past the end, EINVAL for other requests. */
@@ -83,8 +89,67 @@ TEST(past_the_end_means_no_space_to_what_writes) {
     assert_int_equal(nbd_error_of(-ERANGE, NBD_CMD_CACHE), NBD_EINVAL);
 }
 
-TEST(only_a_write_brings_data) {
+TEST(an_extended_request_has_a_length_of_64_bits) {
+    static const uint8_t bytes[NBD_EXTENDED_REQUEST_BYTES] = {
+        0x21, 0xe4, 0x1c, 0x71,                         /* magic */
+        0x00, 0x20,                                     /* flags: PAYLOAD_LEN */
+        0x00, 0x07,                                     /* block status */
+        0xde, 0xad, 0xbe, 0xef, 0x01, 0x02, 0x03, 0x04, /* cookie */
+        0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x02, 0x00, /* offset */
+        0x00, 0x00, 0x00, 0x02, 0x80, 0x00, 0x10, 0x00, /* length */
+    };
+    struct nbd_request_header header;
+    nbd_decode_request(bytes, NBD_EXTENDED, &header);
+    assert_int_equal(header.magic, NBD_EXTENDED_REQUEST_MAGIC);
+    assert_int_equal(header.flags, NBD_CMD_FLAG_PAYLOAD_LEN);
+    assert_int_equal(header.command, NBD_CMD_BLOCK_STATUS);
+    assert_int_equal(header.cookie, UINT64_C(0xdeadbeef01020304));
+    assert_int_equal(header.offset, UINT64_C(0x100000200));
+    assert_int_equal(header.length, UINT64_C(0x280001000));
+}
+
+TEST(a_chunk_is_encoded_field_by_field) {
+    static const uint8_t structured[NBD_STRUCTURED_REPLY_BYTES] = {
+        0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 14};
+    static const uint8_t extended[NBD_EXTENDED_REPLY_BYTES] = {
+        0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0x80, 2, 0, 0, 0, 0, 0, 0, 0, 9,
+        0,    0,    0,    3,    0, 0, 2,    0, 0, 0, 0, 0, 0, 0, 0, 14};
+    const struct nbd_request_header request = {.cookie = 9, .offset = UINT64_C(0x300000200)};
+    uint8_t bytes[NBD_EXTENDED_REPLY_BYTES];
+    assert_int_equal(nbd_encode_chunk(bytes, NBD_STRUCTURED, NBD_REPLY_FLAG_DONE,
+                                      NBD_REPLY_TYPE_ERROR_OFFSET, &request, 14),
+                     sizeof structured);
+    assert_memory_equal(bytes, structured, sizeof structured);
+    assert_int_equal(nbd_encode_chunk(bytes, NBD_EXTENDED, NBD_REPLY_FLAG_DONE,
+                                      NBD_REPLY_TYPE_ERROR_OFFSET, &request, 14),
+                     sizeof extended);
+    assert_memory_equal(bytes, extended, sizeof extended);
+}
+
+TEST(with_compact_headers_only_a_write_brings_data) {
     for (uint16_t command = 0; command < 20; command++) {
-        assert_int_equal(nbd_command_has_payload(command), command == NBD_CMD_WRITE);
+        const struct nbd_request_header header = {
+            .command = command, .flags = NBD_CMD_FLAG_PAYLOAD_LEN, .length = 7};
+        uint64_t bytes = command == NBD_CMD_WRITE ? 7 : 0;
+        assert_int_equal(nbd_payload_bytes(NBD_SIMPLE, &header), bytes);
+        assert_int_equal(nbd_payload_bytes(NBD_STRUCTURED, &header), bytes);
+    }
+}
+
+TEST(with_extended_headers_a_flag_says_that_there_is_data) {
+    for (uint16_t command = 0; command < 20; command++) {
+        struct nbd_request_header header = {.command = command, .length = UINT64_MAX};
+        assert_int_equal(nbd_payload_bytes(NBD_EXTENDED, &header), 0);
+        header.flags = NBD_CMD_FLAG_PAYLOAD_LEN;
+        assert_int_equal(nbd_payload_bytes(NBD_EXTENDED, &header), UINT64_MAX);
+    }
+}
+
+TEST(every_error_has_words) {
+    static const uint32_t errors[] = {NBD_EPERM,  NBD_EIO,     NBD_ENOMEM,   NBD_EINVAL,
+                                      NBD_ENOSPC, NBD_ENOTSUP, NBD_ESHUTDOWN};
+    for (size_t i = 0; i < ARRAY_COUNT(errors); i++) {
+        assert_true(strlen(nbd_error_text(errors[i])) > 0);
+        assert_true(strlen(nbd_error_text(errors[i])) < NBD_STRING_MAX);
     }
 }
