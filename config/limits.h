@@ -118,6 +118,8 @@
 /* One contiguous read buffer, and how many of them one large READ streams through. */
 #define NBD_READ_CHUNK_BYTES (128u * 1024)
 #define NBD_READ_CHUNKS      4
+/* Pieces of each size that are kept for the next request of that size. */
+#define NBD_PAYLOAD_KEPT 64
 /* A WRITE up to this length is received whole before its first byte goes to the disk. */
 #define NBD_WRITE_WHOLE_BYTES    (64u * 1024)
 #define NBD_HANDSHAKE_TIMEOUT_MS 10000

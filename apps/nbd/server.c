@@ -12,12 +12,11 @@
 
 #include "apps/nbd/connection.h"
 #include "apps/nbd/limit.h"
+#include "apps/nbd/payload.h"
 #include "apps/nbd/share.h"
 #include "boot/arch.h"
 #include "core/log.h"
-#include "core/mem/free_list.h"
 #include "core/mem/heap.h"
-#include "core/mem/io_buffer.h"
 #include "core/panic.h"
 #include "core/task/scheduler.h"
 #include "net/stack.h"
@@ -34,8 +33,6 @@ enum {
     IOS_MAX = 2048,
 };
 
-static struct io_buffer payload_memory;
-static struct free_list payload;
 static struct share payload_share; /* bytes */
 static struct share io_share;
 static struct nbd_io *ios;
@@ -75,7 +72,7 @@ static void *buffer_take(const struct nbd_connection *connection, size_t *bytes)
         share_allowance(&payload_share, connection->buffer_bytes, connection_count) / PAGE_BYTES;
     size_t wanted = align_up(*bytes, PAGE_BYTES) / PAGE_BYTES;
     for (size_t pages = wanted < allowed ? wanted : allowed; pages > 0; pages /= 2) {
-        void *buffer = free_list_take(&payload, pages, 1);
+        void *buffer = nbd_payload_take(pages);
         if (buffer != NULL) {
             size_t got = pages * PAGE_BYTES;
             *bytes = got < *bytes ? got : *bytes;
@@ -122,9 +119,9 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
 void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
     ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
     if (io->buffer != NULL) {
-        free_list_give(&payload, io->buffer);
-        share_give(&payload_share, &connection->buffer_bytes,
-                   align_up(io->buffer_bytes, PAGE_BYTES));
+        size_t bytes = align_up(io->buffer_bytes, PAGE_BYTES);
+        nbd_payload_give(io->buffer, bytes / PAGE_BYTES);
+        share_give(&payload_share, &connection->buffer_bytes, bytes);
         io->buffer = NULL;
     }
     share_give(&io_share, &connection->ios_held, 1);
@@ -163,14 +160,11 @@ static int take_memory(void) {
     if (bytes < PAYLOAD_BYTES_MIN) {
         return log_error(-ENOMEM, "nbd: %zu bytes for payload are too few", bytes);
     }
-    int error = io_buffer_init(&payload_memory, bytes, IO_BUFFER_ALIGN_DEFAULT);
-    if (!error) {
-        error = free_list_init(&payload, io_buffer_data(&payload_memory), bytes);
-    }
+    int error = nbd_payload_init(bytes);
     if (error) {
         return error;
     }
-    share_init(&payload_share, payload.page_count * PAGE_BYTES, PAGE_BYTES, NBD_CONNECTIONS_MAX);
+    share_init(&payload_share, nbd_payload_total(), PAGE_BYTES, NBD_CONNECTIONS_MAX);
     share_init(&io_share, io_count, 1, NBD_CONNECTIONS_MAX);
     return 0;
 }
@@ -524,8 +518,7 @@ void nbd_server_dump(void) {
              "%zu KiB free, waits %llu",
              connection_count, connection_peak, (unsigned long long)served_total,
              (unsigned long long)refused_total, free_io_count, io_count, free_io_least,
-             free_list_pages_free(&payload) * PAGE_BYTES / 1024,
-             payload.page_count * PAGE_BYTES / 1024, (unsigned long long)waits);
+             nbd_payload_free() / 1024, nbd_payload_total() / 1024, (unsigned long long)waits);
     dump_bounds();
     for (const struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {

@@ -49,7 +49,7 @@ HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
     $(wildcard net/*.c) \
     $(call files_below,apps/,%.c) \
     $(call files_below,boot/host/,%.c)) \
-    apps/nbd/wire.c apps/nbd/export.c apps/nbd/share.c apps/nbd/access.c apps/nbd/configure.c
+    apps/nbd/wire.c apps/nbd/export.c apps/nbd/share.c apps/nbd/payload.c apps/nbd/access.c apps/nbd/configure.c
 
 # Third party, from the unpacked trees.
 LWIP_SOURCES := $(wildcard $(DEPS)/lwip/src/core/*.c $(DEPS)/lwip/src/core/ipv4/*.c \
