@@ -116,7 +116,8 @@ void appliance_main(void *unused) {
     }
     config_report_unknown();
     if (error) {
-        panic("cannot serve (error %d); see the log above", error);
+        /* Nothing is broken: what was asked for, or what the machine has, is not enough. */
+        power_off(log_error(POWER_FAILED, "cannot serve (error %d); see the log above", error));
     }
     log_info("nbd: %u exports at port %u, ready %llu us after reset", status_export_count(),
              server.port, (unsigned long long)(arch_clock_ns() / NS_PER_US));

@@ -40,7 +40,7 @@ Builds what is out of date, then serves disks at nbd://localhost:10809 until Ctr
 
 Keys typed on a terminal reach the guest's console. Ctrl-C, and SIGTERM or SIGHUP to this process,
 ask the guest to drain, flush and power off; a second one, or 10 seconds, end QEMU at once. The exit
-status is QEMU's: 0 after a clean power-off, 1 when a disk could not be flushed, 100 after a panic, 101
+status is QEMU's: 0 after a clean power-off, 1 when it could not serve or flush, 100 after a panic, 101
 when the watchdog ended it. After the last two the report is printed again, with source lines where
 they are known.
 END
