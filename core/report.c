@@ -95,7 +95,8 @@ static void write_calls(const struct fault *fault) {
     uintptr_t call = has_frames ? next_call(&calls) : 0;
     /* The function that was called last may have had no time, or no need, to keep its return
      * address on the stack. */
-    if (call != fault->return_address && symbols_know(fault->return_address)) {
+    if (call != fault->return_address && fault->pc != fault->return_address &&
+        symbols_know(fault->return_address)) {
         write_return(fault->return_address, 1);
     }
     for (unsigned lines = 0; call != 0 && lines < CALLS_MAX; lines++) {

@@ -67,7 +67,7 @@ DEATHS = {
     "read-released": (r"read from 0xdbdb\w+: no address but the filling of rel", "read_released"),
     "write-released": (
         r"memory: 0x78 at 0x\w+ was written there after the release",
-        "heap_check",
+        "write_released",
     ),
     "write-released-run": (
         r"memory: 0x78 at 0x\w+ was written there after the release",
