@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from appliance import KERNEL, Appliance, make_disk
+from ethernet import Ethernet
 from shared import Shared, new_folder
 from victim import _shared_victim, victim  # fixtures for all files
 
@@ -114,6 +115,14 @@ def folder() -> Iterator[Path]:
     path = new_folder()
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def ethernet(folder: Path) -> Iterator[Ethernet]:
+    """A network for one appliance, of which the test makes the frames."""
+    ethernet = Ethernet(folder / "ethernet")
+    yield ethernet
+    ethernet.close()
 
 
 Launch = Callable[..., Appliance]

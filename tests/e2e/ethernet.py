@@ -121,6 +121,9 @@ class FrameClient:
         self.sequence = 1000
         self.expected = 0
         self.received = b""
+        self.window = 65535
+        self.lose_one_in = 0  # of the segments with data; 0 for none
+        self.segments = 0
         self.is_open = False
         self.is_reset = False
         ethernet.clients[self.address, port] = self
@@ -128,10 +131,11 @@ class FrameClient:
         self.sequence += 1
         self.wait(lambda: self.is_open or self.is_reset)
 
-    def _send(self, flags: int, data: bytes = b"") -> None:
+    def _send(self, flags: int, data: bytes = b"", options: bytes = b"") -> None:
         guest = socket.inet_aton(GUEST_ADDRESS)
-        words = (self.port, NBD_PORT, self.sequence, self.expected, 5 << 4, flags, 65535)
-        segment = struct.pack(">HHIIBBHHH", *words, 0, 0) + data
+        offset = 5 + len(options) // 4 << 4
+        words = (self.port, NBD_PORT, self.sequence, self.expected, offset, flags, self.window)
+        segment = struct.pack(">HHIIBBHHH", *words, 0, 0) + options + data
         pseudo = self.address + guest + struct.pack(">BBH", 0, socket.IPPROTO_TCP, len(segment))
         segment = segment[:16] + struct.pack(">H", checksum(pseudo + segment)) + segment[18:]
         total = 20 + len(segment)
@@ -143,6 +147,9 @@ class FrameClient:
     def take(self, segment: bytes) -> None:
         sequence, _, offset, flags = struct.unpack_from(">IIBB", segment, 4)
         data = segment[(offset >> 4) * 4 :]
+        self.segments += len(data) > 0
+        if data and self.lose_one_in and self.segments % self.lose_one_in == 0:
+            return
         if flags & RST:
             self.is_reset = True
         elif flags & SYN:
@@ -159,6 +166,9 @@ class FrameClient:
     def say(self, data: bytes) -> None:
         self._send(ACK | PUSH, data)
         self.sequence += len(data)
+
+    def acknowledge(self, options: bytes = b"") -> None:
+        self._send(ACK, options=options)
 
     def wait(self, is_done: object) -> None:
         assert callable(is_done)

@@ -7,8 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -170,13 +169,6 @@ def test_a_client_that_asks_for_nothing_is_closed_when_so_configured(launch: Lau
         assert silent.expect_closed(1) == b""
         assert busy.read(0, 512).error == Error.NONE
     appliance.wait_for_console("has been idle: closed")
-
-
-@pytest.fixture
-def ethernet(folder: Path) -> Iterator[Ethernet]:
-    ethernet = Ethernet(folder / "ethernet")
-    yield ethernet
-    ethernet.close()
 
 
 def open_client(ethernet: Ethernet, number: int) -> FrameClient:
