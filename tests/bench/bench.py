@@ -132,7 +132,7 @@ class Run:
         return "\n".join(parts)
 
     def write(self) -> None:
-        """Everything so far, after each part: an interrupted run leaves what it had."""
+        """Everything so far, after each part however it ended: what was measured is not lost."""
         self.out.mkdir(parents=True, exist_ok=True)
         about = "".join(f"- {key}: {value}\n" for key, value in self.about.items())
         (self.out / "figures.csv").write_text(self.figures.as_csv())
@@ -458,9 +458,11 @@ def main() -> None:
         run = Run(plan_of(given), contestants, Figures(), about, work, given.out, given.net)
         try:
             for part in PARTS[given.part]:
-                part(run)
-                if run.figures.taken:
-                    run.write()
+                try:
+                    part(run)
+                finally:
+                    if run.figures.taken:
+                        run.write()
         except Failure as failure:
             raise SystemExit(f"bench: {failure}") from None
     if run.figures.taken:
