@@ -6,7 +6,6 @@ requests. A short run is subtracted from a long one, so that connecting does not
 
 from __future__ import annotations
 
-import bisect
 import collections
 import json
 import mmap
@@ -15,7 +14,8 @@ import re
 import statistics
 import struct
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,10 @@ ROOT = HERE.parents[1]
 DEBUG_IMAGE = ROOT / "build/riscv64/platter.debug.elf"
 PER_REQUEST = "guest instructions per request"
 HEADER_BYTES = 16
-BLOCK_BYTES = 16
+BLOCK_BYTES = 24
 BENCH_TIMEOUT_S = 120
+SYMBOLS_TIMEOUT_S = 120
+PT_LOAD = 1
 KIB, MIB = 1024, 1024 * 1024
 # Between requests of 4 KiB, so that no two are neighbours and could be merged.
 STRIDE_BYTES = 17 * 4 * KIB
@@ -74,6 +76,14 @@ REQUESTS = tuple(
 )
 
 
+@dataclass(frozen=True)
+class Block:
+    """Code that QEMU has translated as one piece, without a branch in it."""
+
+    address: int
+    size: int
+
+
 class Counter:
     """The counts of a guest that runs with the plugin."""
 
@@ -84,14 +94,14 @@ class Counter:
     def total(self) -> int:
         return int(struct.unpack_from("<Q", self._memory, 0)[0])
 
-    def by_address(self) -> collections.Counter[int]:
-        """Instructions by the address of the block of code that they stand in."""
+    def by_block(self) -> collections.Counter[Block]:
+        """Instructions by the block of code that they stand in."""
         used = struct.unpack_from("<Q", self._memory, 8)[0]
-        counts: collections.Counter[int] = collections.Counter()
+        counts: collections.Counter[Block] = collections.Counter()
         for index in range(used):
             where = HEADER_BYTES + index * BLOCK_BYTES
-            address, executed = struct.unpack_from("<QQ", self._memory, where)
-            counts[address] += executed
+            address, executed, size = struct.unpack_from("<QQQ", self._memory, where)
+            counts[Block(address, size)] += executed
         return counts
 
 
@@ -159,37 +169,76 @@ def stage_of(file: str, function: str) -> str:
 
 @dataclass(frozen=True)
 class Function:
-    address: int
     name: str
     file: str
 
 
-def functions_of(image: Path) -> list[Function]:
-    """Those of an image with symbols, by address. The file is relative to the tree where it can."""
-    listing = subprocess.run(
-        ["llvm-nm-14", "--numeric-sort", str(image)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
-    found: list[tuple[int, str]] = []
-    for line in listing.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[1] in "tTwW" and words[2][0] not in ".$":
-            found.append((int(words[0], 16), words[2]))
-    addresses = "\n".join(hex(address) for address, _ in found) + "\n"
-    command = ["llvm-symbolizer-14", f"--obj={image}", "--inlines", "--output-style=JSON"]
-    answer = subprocess.run(
-        command, input=addresses, capture_output=True, text=True, check=True, timeout=120
-    ).stdout
-    functions = []
-    for (address, name), line in zip(found, answer.splitlines(), strict=True):
-        # The last frame is the function itself; those before it were inlined into it.
-        frames = json.loads(line).get("Symbol") or [{}]
-        file = os.path.normpath(frames[-1].get("FileName", "")).removeprefix(f"{ROOT}/")
-        functions.append(Function(address, name, file))
-    return functions
+class Image:
+    """An ELF image with symbols, at the addresses where it runs."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._content = file.read_bytes()
+        assert self._content[:6] == b"\x7fELF\x02\x01", f"{file}: not a 64-bit little-endian ELF"
+        first, size, count = (
+            struct.unpack_from("<Q", self._content, 32)[0],
+            *struct.unpack_from("<HH", self._content, 54),
+        )
+        headers = (
+            struct.unpack_from("<IIQQQQ", self._content, first + index * size)
+            for index in range(count)
+        )
+        # Type, flags, place in the file, virtual and physical address, bytes in the file.
+        self._segments = [
+            (address, offset, length)
+            for kind, _, offset, address, _, length in headers
+            if kind == PT_LOAD
+        ]
+
+    def instructions(self, block: Block) -> list[int]:
+        """The addresses of a block's instructions; that of the block if they are not in here."""
+        for address, offset, length in self._segments:
+            if address <= block.address and block.address + block.size <= address + length:
+                place = offset - address
+                break
+        else:
+            return [block.address]
+        found = []
+        at = block.address
+        while at < block.address + block.size:
+            found.append(at)
+            # The two lowest bits tell a long instruction from a compressed one.
+            at += 4 if self._content[place + at] & 3 == 3 else 2
+        return found
+
+    def functions(self, addresses: Iterable[int]) -> dict[int, Function]:
+        """Where each instruction was written. One that came by way of an inline function of a
+        header counts for the function that uses it; one of another source file, which the linker
+        has inlined, for that."""
+        asked = list(addresses)
+        with tempfile.NamedTemporaryFile(suffix=".elf") as named:
+            # The labels of branches would be taken for names of functions.
+            discard = ["llvm-objcopy-14", "--discard-locals", str(self._file), named.name]
+            subprocess.run(discard, check=True, timeout=SYMBOLS_TIMEOUT_S)
+            command = ["llvm-symbolizer-14", f"--obj={named.name}", "--inlines"]
+            answer = subprocess.run(
+                [*command, "--output-style=JSON"],
+                input="".join(f"{address:#x}\n" for address in asked),
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=SYMBOLS_TIMEOUT_S,
+            ).stdout
+        found = {}
+        for address, line in zip(asked, answer.splitlines(), strict=True):
+            frames = json.loads(line).get("Symbol") or [{}]
+            written = [it for it in frames if not it.get("FileName", "").endswith(".h")]
+            frame = (written or frames)[0]
+            file = os.path.normpath(frame.get("FileName") or "?").removeprefix(f"{ROOT}/")
+            # The linker numbers functions of the same name.
+            name = re.sub(r"\.\d+$", "", frame.get("FunctionName") or "?")
+            found[address] = Function(name, file)
+        return found
 
 
 def profile(counter: Counter, uri: str, requests: Requests, image: Path = DEBUG_IMAGE) -> str:
@@ -197,37 +246,41 @@ def profile(counter: Counter, uri: str, requests: Requests, image: Path = DEBUG_
     requests.send(uri, requests.count // 4)
     short = max(requests.count // 10, requests.depth)
     requests.send(uri, short)
-    start = counter.by_address()
+    start = counter.by_block()
     requests.send(uri, short)
-    middle = counter.by_address()
+    middle = counter.by_block()
     requests.send(uri, short + requests.count)
-    end = counter.by_address()
-    functions = functions_of(image)
-    starts = [function.address for function in functions]
-    by_function: collections.Counter[Function] = collections.Counter()
-    for address, executed in end.items():
-        instructions = (executed - middle[address]) - (middle[address] - start[address])
-        index = bisect.bisect_right(starts, address) - 1
-        function = functions[index] if index >= 0 else Function(0, "firmware", "boot/")
-        by_function[function] += instructions
+    end = counter.by_block()
+    elf = Image(image)
+    by_address: dict[int, float] = collections.defaultdict(float)
+    for block, executed in end.items():
+        taken = (executed - middle[block]) - (middle[block] - start[block])
+        places = elf.instructions(block)
+        for address in places:
+            by_address[address] += taken / len(places)
+    functions = elf.functions(by_address)
+    by_function: dict[Function, float] = collections.defaultdict(float)
+    for address, taken in by_address.items():
+        by_function[functions[address]] += taken
     return profile_text(requests, by_function)
 
 
-def profile_text(requests: Requests, by_function: collections.Counter[Function]) -> str:
+def profile_text(requests: Requests, by_function: dict[Function, float]) -> str:
     total = sum(by_function.values())
-    by_stage: collections.Counter[str] = collections.Counter()
+    by_stage: dict[str, float] = collections.defaultdict(float)
     for function, instructions in by_function.items():
         by_stage[stage_of(function.file, function.name)] += instructions
 
-    def row(instructions: int, name: str) -> str:
+    def row(instructions: float, name: str) -> str:
         share = 100 * instructions / total
         return f"{instructions / requests.count:10.1f} {share:5.1f} %  {name}"
 
     lines = [f"{requests.title}: {total / requests.count:.1f} guest instructions per request", ""]
-    lines += [row(instructions, stage) for stage, instructions in by_stage.most_common()]
+    lines += [row(by_stage[it], it) for it in sorted(by_stage, key=by_stage.__getitem__)[::-1]]
     lines += ["", "by function:"]
-    for function, instructions in by_function.most_common():
-        if instructions * 1000 > total:
+    for function in sorted(by_function, key=by_function.__getitem__)[::-1]:
+        if by_function[function] * 1000 > total:
             stage = stage_of(function.file, function.name)
-            lines.append(row(instructions, f"{function.name}  {function.file}  [{stage}]"))
+            name = f"{function.name}  {function.file}  [{stage}]"
+            lines.append(row(by_function[function], name))
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import struct
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -73,6 +74,22 @@ def test_the_picture_is_xml_with_bars_as_long_as_their_medians() -> None:
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert "<theirs>" in texts
     assert not [text for text in texts if text and "write" in text], "a panel without figures"
+
+
+def test_instructions_of_a_block_are_told_apart_by_their_length(tmp_path: Path) -> None:
+    # c.nop, nop, c.nop, c.nop, nop; loaded at 0x80200000 from 120 bytes into the file.
+    code = bytes.fromhex("0100 13000000 0100 0100 13000000")
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQ", 2, 243, 1, 0, 64, 0)
+    header += struct.pack("<IHHHHHH", 0, 64, 56, 1, 0, 0, 0)
+    size = len(code)
+    program = struct.pack("<IIQQQQQQ", 1, 5, 120, 0x80200000, 0x80200000, size, size, 4096)
+    file = tmp_path / "image.elf"
+    file.write_bytes(header + program + code)
+    image = counting.Image(file)
+    found = image.instructions(counting.Block(0x80200000, size))
+    assert [address - 0x80200000 for address in found] == [0, 2, 6, 8, 10]
+    outside = counting.Block(0x80000000, 8)
+    assert image.instructions(outside) == [0x80000000], "the firmware's is not in the image"
 
 
 def job(operations: int, runtime_ms: int = 1000) -> dict[str, Any]:
