@@ -3,8 +3,8 @@
 
 bench_usage() {
   cat <<'END'
-usage: ./build.sh bench [PART] [--quick] [--net tap|user] [--peers NAMES] [--rounds N] [--seconds N]
-                        [--disk-mib N] [--out FOLDER]
+usage: ./build.sh bench [PART] [--quick] [--net tap|user] [--peers NAMES] [--only WORDS] [--rounds N]
+                        [--seconds N] [--disk-mib N] [--out FOLDER]
 
 Measures the appliance beside others that take turns with it, and prints medians, ranges and ratios.
 Without a PART, all but the profile:
@@ -21,6 +21,7 @@ Without a PART, all but the profile:
   --peers NAMES all (default), none, or some of, with commas between them: linux-nbdkit,
                 linux-qemu-nbd, linux-nbd-server (guests on the same QEMU and board), host-nbdkit,
                 host-qemu-nbd, host-qemu-nbd-native (on this machine itself)
+  --only WORDS  the loads that have these words in their title: --only "random read, depth 32"
   --rounds N    turns of each contestant
   --seconds N   of each load
   --disk-mib N  size of the disks, which are in memory (default 256)

@@ -368,7 +368,13 @@ def kinds_of(given: argparse.Namespace) -> list[Kind]:
 
 
 def plan_of(given: argparse.Namespace) -> Plan:
-    loads = tuple(it for it in load.LOADS if it.is_quick or not given.quick)
+    loads = tuple(
+        it
+        for it in load.LOADS
+        if (it.is_quick or not given.quick) and (given.only or "") in it.title
+    )
+    if not loads:
+        raise SystemExit(f'bench: no load has "{given.only}" in its title')
     turns = given.rounds or (1 if given.quick else 3)
     boot_turns = given.rounds or (3 if given.quick else 5 if given.part == "all" else 15)
     seconds = given.seconds or (1.0 if given.quick else 1.5)
@@ -431,6 +437,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few loads and peers, short")
     parser.add_argument("--net", choices=("tap", "user"), default="tap", help="of the guests")
     parser.add_argument("--peers", help="all, none, or names with commas between them")
+    parser.add_argument("--only", help="the loads whose title has these words")
     parser.add_argument("--rounds", type=int, help="turns that each contestant takes")
     parser.add_argument("--seconds", type=float, help="of each load")
     parser.add_argument("--disk-mib", type=int, default=256, help="size of the disks")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from contestants import Contestant, Failure
+from enclosure import MEMORY_FOLDER
 
 FIO_GRACE_S = 60.0
+LOG_INTERVAL_MS = 100
 MICROSECOND_NS = 1000.0
 PERCENTILES = (("50.000000", "p50"), ("99.000000", "p99"), ("99.900000", "p99.9"))
 GIB = 1024.0**3
@@ -120,28 +124,40 @@ def measure(load: Load, contestant: Contestant, seconds: float, disk_mib: int) -
     command += ["--time_based", f"--runtime={round(seconds * 1000)}ms", f"--size={disk_mib}m"]
     command += ["--percentile_list=50:99:99.9", *load.more]
     command += [] if load.is_overload else ["--group_reporting"]
-    before_s = contestant.cpu_s()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds + FIO_GRACE_S
-        )
-    except subprocess.TimeoutExpired:
-        raise Failure(f"fio: {load.title}: no end") from None
-    if done.returncode:
-        raise Failure(f"fio: {load.title}: {done.stderr.strip() or done.stdout.strip()}")
-    cpu_s = contestant.cpu_s() - before_s
-    return evaluate(load, json.loads(done.stdout[done.stdout.index("{") :]), cpu_s)
+    with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER) as folder:
+        command += [f"--write_iops_log={folder}/log", f"--log_avg_msec={LOG_INTERVAL_MS}"]
+        command += ["--log_unix_epoch=1"]
+        before_s = contestant.cpu_s()
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds + FIO_GRACE_S
+            )
+        except subprocess.TimeoutExpired:
+            raise Failure(f"fio: {load.title}: no end") from None
+        if done.returncode:
+            raise Failure(f"fio: {load.title}: {done.stderr.strip() or done.stdout.strip()}")
+        cpu_s = contestant.cpu_s() - before_s
+        logs = [file.read_text() for file in Path(folder).glob("log_iops.*")]
+    answer = json.loads(done.stdout[done.stdout.index("{") :])
+    return evaluate(load, answer, span_s(logs), cpu_s)
 
 
-def evaluate(load: Load, answer: dict[str, Any], cpu_s: float) -> dict[str, float]:
-    """The figures in fio's answer, of which `cpu_s` of the server's time were used."""
+def span_s(logs: list[str]) -> float:
+    """From the start of the first job to the end of the last, by the time stamps in their logs. Of
+    64 jobs on a few processors some begin when others are done: what each did in its own time does
+    not add up. The first line of a log comes an interval after the start."""
+    stamps = [int(line.split(",")[0]) for log in logs for line in log.splitlines()]
+    return (max(stamps) - min(stamps) + LOG_INTERVAL_MS) / 1000 if stamps else 0.0
+
+
+def evaluate(
+    load: Load, answer: dict[str, Any], elapsed_s: float, cpu_s: float
+) -> dict[str, float]:
+    """The figures in fio's answer to what took `elapsed_s`, and `cpu_s` of the server's time."""
     jobs = answer["jobs"]
     sides = [job[side] for job in jobs for side in ("read", "write") if job[side]["total_ios"]]
     operations = sum(side["total_ios"] for side in sides)
     size = sum(side["io_bytes"] for side in sides)
-    # Of many jobs some begin late; what each did in its own time does not add up. A group's own
-    # `runtime` is its longest job's, its `job_runtime` the sum of all.
-    elapsed_s = max((side["runtime"] for side in sides), default=0) / 1000
     if operations == 0 or elapsed_s == 0:
         raise Failure(f"fio: {load.title}: nothing was done")
     figures = {
