@@ -12,6 +12,7 @@ import os
 import platform
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -457,6 +458,9 @@ def main() -> None:
         if kind.runs_on == "linux":
             peer_linux.build(kind.name.removeprefix("linux-"))  # before the network is gone
     enclosure.enter()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # The first process of a namespace does not get what it has no handler for.
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     enclosure.make_memory_disk(len(kinds) * given.disk_mib + SPARE_MIB)
     with tempfile.TemporaryDirectory(prefix="bench.", dir=MEMORY_FOLDER) as folder:
         work = Path(folder)
