@@ -16,6 +16,7 @@
 
 typedef uint64_t qemu_plugin_id_t;
 struct qemu_plugin_tb;
+struct qemu_plugin_insn;
 struct qemu_info;
 enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
 typedef void qemu_plugin_vcpu_tb_trans_cb(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
@@ -25,6 +26,8 @@ void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qe
                                               void *counter, uint64_t value);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
+size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *instruction);
 
 #define EXPORTED __attribute__((visibility("default")))
 EXPORTED int qemu_plugin_version = 1;
@@ -41,6 +44,7 @@ struct counts {
     struct {
         uint64_t address;
         uint64_t instructions; /* executed in this block */
+        uint64_t bytes;        /* of code */
     } blocks[BLOCKS_MAX];
 };
 
@@ -54,6 +58,10 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     if (counts->used < BLOCKS_MAX) {
         uint64_t block = counts->used++;
         counts->blocks[block].address = qemu_plugin_tb_vaddr(tb);
+        for (size_t index = 0; index < instructions; index++) {
+            counts->blocks[block].bytes +=
+                qemu_plugin_insn_size(qemu_plugin_tb_get_insn(tb, index));
+        }
         qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64,
                                                  &counts->blocks[block].instructions, instructions);
     }

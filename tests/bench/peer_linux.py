@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""Builds and starts the peer that benchmarks compare with: Linux and nbdkit on the same machine.
+"""Builds and starts peers that benchmarks compare with: Linux and an NBD server on the same board.
 
-The guest is Debian's own riscv64 kernel with nbdkit on /dev/vda, from an initramfs that holds
+The guest is Debian's own riscv64 kernel with one server on /dev/vda, from an initramfs that holds
 nothing else. The packages come through apt with a configuration of its own (architecture, lists,
 state), derived from the system's sources; nothing is installed and the system's apt is untouched.
 All of it is kept in build/peer/, and a second build does nothing.
@@ -31,15 +31,68 @@ SUITE = "trixie"
 TRIPLET = "riscv64-linux-gnu"
 # What the host needs, as Debian names it.
 DEBIAN_PACKAGES = ("qemu-system-misc", "llvm-14", "apt", "dpkg", "iproute2")
-GUEST_PACKAGES = ("nbdkit", "busybox-static")
 KERNEL_PACKAGE = "linux-image-riscv64"
 DRIVERS = ("virtio_mmio", "virtio_blk", "virtio_net")
 PORT = 10809
 DOWNLOAD_TIMEOUT_S = 600
 
-# nbdkit with its defaults: 16 threads and the kernel's page cache. cache=none, fadvise=random and
-# other numbers of threads (1, 4, 32) were tried in two alternating rounds: none was faster beyond
-# the noise, and cache=none lost at depth 32. No scheduler: the disk has the host's behind it.
+
+@dataclass(frozen=True)
+class Server:
+    """An NBD server for the guest: where it is, what else it loads, and how init starts it."""
+
+    package: str
+    program: str
+    plugins: tuple[str, ...]
+    export: str
+    start: str
+
+
+# Each is set up as one would who wants speed from it. nbdkit with its defaults, 16 threads and the
+# kernel's page cache: cache=none, fadvise=random and other numbers of threads (1, 4, 32) were tried
+# in two alternating rounds, and none was faster beyond the noise.
+SERVERS = {
+    "nbdkit": Server(
+        package="nbdkit",
+        program="usr/bin/nbdkit",
+        plugins=(f"usr/lib/{TRIPLET}/nbdkit/plugins/nbdkit-file-plugin.so",),
+        export="",
+        # nbdkit reserves 192 MiB of zeroes that it never touches; without this it ends at once.
+        start="""echo 1 > /proc/sys/vm/overcommit_memory
+exec /usr/bin/nbdkit -f -p @PORT@ file /dev/vda""",
+    ),
+    "qemu-nbd": Server(
+        package="qemu-utils",
+        program="usr/bin/qemu-nbd",
+        plugins=(),
+        export="",
+        start="""exec /usr/bin/qemu-nbd --persistent --shared=0 --format=raw --discard=unmap \\
+    --cache=none --aio=native --bind=0.0.0.0 --port=@PORT@ /dev/vda""",
+    ),
+    "nbd-server": Server(
+        package="nbd-server",
+        program="usr/bin/nbd-server",
+        plugins=(),
+        export="disk",
+        # It goes into the background by itself; in the foreground it serves one client only.
+        start="""$bb cat > /tmp/config <<END
+[generic]
+port = @PORT@
+listenaddr = 0.0.0.0
+max_threads = 16
+[disk]
+exportname = /dev/vda
+flush = true
+fua = true
+trim = true
+END
+/usr/bin/nbd-server -C /tmp/config
+while :; do $bb sleep 3600; done""",
+    ),
+}
+GUEST_PACKAGES = ("busybox-static", *(server.package for server in SERVERS.values()))
+
+# No scheduler: the disk has the host's behind it.
 INIT = """#!/bin/busybox sh
 bb=/bin/busybox
 $bb mount -t devtmpfs dev /dev
@@ -56,11 +109,9 @@ $bb ip link set lo up
 $bb ip addr add "$ip" dev eth0
 $bb ip link set eth0 up
 $bb ip route add default via "$gw"
-# nbdkit reserves 192 MiB of zeroes that it never touches; without this it ends at once.
-echo 1 > /proc/sys/vm/overcommit_memory
 echo none > /sys/block/vda/queue/scheduler
 ulimit -n 65536
-exec nbdkit -f -p @PORT@ file /dev/vda
+@START@
 """
 
 
@@ -71,6 +122,7 @@ class Peer:
     kernel: Path
     initramfs: Path
     versions: dict[str, str]
+    export: str
 
     def command(
         self, network: str, image: Path, address: str, gateway: str, memory_mib: int
@@ -106,16 +158,21 @@ def machine(network: str, image: Path, memory_mib: int) -> list[str]:
     ]
 
 
-def build(folder: Path = BUILD_FOLDER) -> Peer:
+def build(server: str = "nbdkit", folder: Path = BUILD_FOLDER) -> Peer:
     """Builds what is missing in `folder`. Needs the network the first time only."""
     manifest = folder / "manifest.json"
     recipe = hashlib.sha256(HERE.read_bytes()).hexdigest()
-    kernel = folder / "Image"
-    initramfs = folder / "initramfs.cpio"
-    if manifest.exists():
-        built = json.loads(manifest.read_text())
-        if built["recipe"] == recipe:
-            return Peer(kernel, initramfs, built["versions"])
+    built = json.loads(manifest.read_text()) if manifest.exists() else {}
+    if built.get("recipe") != recipe:
+        versions = _build_all(folder)
+        built = {"recipe": recipe, "versions": versions}
+        manifest.write_text(json.dumps(built, indent=1))
+    initramfs = folder / f"initramfs-{server}.cpio"
+    return Peer(folder / "Image", initramfs, built["versions"], SERVERS[server].export)
+
+
+def _build_all(folder: Path) -> dict[str, str]:
+    """The kernel and an initramfs for each server; gives the versions of what is in them."""
     folder.mkdir(parents=True, exist_ok=True)
     packages = _download(folder / "apt")
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
@@ -126,12 +183,11 @@ def build(folder: Path = BUILD_FOLDER) -> Peer:
         content = image.read_bytes()
         if content[0x30:0x35] != b"RISCV":
             raise SystemExit(f"{image.name}: not the flat image that QEMU can start")
-        kernel.write_bytes(content)
-        initramfs.write_bytes(_initramfs(root))
+        (folder / "Image").write_bytes(content)
+        for name, server in SERVERS.items():
+            (folder / f"initramfs-{name}.cpio").write_bytes(_initramfs(root, server))
     names = [package.name.split("_") for package in packages]
-    versions = {name: version.replace("%3a", ":") for name, version, _ in names}
-    manifest.write_text(json.dumps({"recipe": recipe, "versions": versions}, indent=1))
-    return Peer(kernel, initramfs, versions)
+    return {name: version.replace("%3a", ":") for name, version, _ in names}
 
 
 def _sources() -> str:
@@ -165,7 +221,12 @@ def _stanza(uris: str, components: str, signed_by: str | None) -> list[str]:
 
 
 def _download(apt: Path) -> list[Path]:
-    """Fetches the packages, and what nbdkit depends on, into `apt`."""
+    """Fetches the packages, and what the servers depend on, into `apt`; keeps what is there."""
+    complete = apt / "complete"
+    wanted = " ".join((KERNEL_PACKAGE, *GUEST_PACKAGES))
+    archives = apt / "cache/archives"
+    if complete.exists() and complete.read_text() == wanted:
+        return sorted(archives.glob("*.deb"))
     shutil.rmtree(apt, ignore_errors=True)
     for folder in ("lists/partial", "cache/archives/partial", "state", "parts"):
         (apt / folder).mkdir(parents=True)
@@ -194,7 +255,7 @@ def _download(apt: Path) -> list[Path]:
     def run(*command: str) -> str:
         done = subprocess.run(
             [command[0], *options, *command[1:]],
-            cwd=apt / "cache/archives",
+            cwd=archives,
             env={**os.environ, "LC_ALL": "C"},
             stdout=subprocess.PIPE,
             text=True,
@@ -212,27 +273,27 @@ def _download(apt: Path) -> list[Path]:
         raise SystemExit(f"{KERNEL_PACKAGE} names no kernel in {SUITE}")
     run("apt-get", "-q", "download", kernel.group(1))
     run("apt-get", "-q", "-y", "--download-only", "install", *GUEST_PACKAGES)
-    return sorted((apt / "cache/archives").glob("*.deb"))
+    complete.write_text(wanted)
+    return sorted(archives.glob("*.deb"))
 
 
-def _initramfs(root: Path) -> bytes:
+def _initramfs(root: Path, server: Server) -> bytes:
     archive = Archive()
     for folder in ("dev", "proc", "sys", "tmp", "run"):
         archive.folder(folder)
     modules = _modules(root)
-    init = INIT.replace("@MODULES@", " ".join(modules)).replace("@PORT@", str(PORT))
+    init = INIT.replace("@MODULES@", " ".join(modules))
+    init = init.replace("@START@", server.start).replace("@PORT@", str(PORT))
     archive.file("init", init.encode())
     for name, content in modules.items():
         archive.file(f"modules/{name}", content, 0o644)
     archive.file(
         "bin/busybox", next(root.glob("*/*/busybox"), root / "usr/bin/busybox").read_bytes()
     )
-    nbdkit = root / "usr/bin/nbdkit"
-    plugin = root / f"usr/lib/{TRIPLET}/nbdkit/plugins/nbdkit-file-plugin.so"
-    for program in (nbdkit, plugin):
+    programs = [root / name for name in (server.program, *server.plugins)]
+    for program in programs:
         archive.file(str(program.relative_to(root)), program.read_bytes())
-    archive.link("bin/nbdkit", "/usr/bin/nbdkit")
-    for library in _libraries(root, [nbdkit, plugin]):
+    for library in _libraries(root, programs):
         archive.file(f"usr/lib/{TRIPLET}/{library.name}", library.read_bytes())
     archive.link("lib", "usr/lib")
     archive.link("usr/lib/ld-linux-riscv64-lp64d.so.1", f"{TRIPLET}/ld-linux-riscv64-lp64d.so.1")
@@ -281,13 +342,14 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("build", help="build what is missing in build/peer/ and name its versions")
     run = verbs.add_parser("run", help="start it on an existing tap, in the foreground")
+    run.add_argument("--server", choices=sorted(SERVERS), default="nbdkit")
     run.add_argument("--tap", required=True)
     run.add_argument("--image", required=True, type=Path)
     run.add_argument("--ip", default="10.0.2.15/24", help="address/bits (default: %(default)s)")
     run.add_argument("--gw", default="10.0.2.2", help="gateway (default: %(default)s)")
     run.add_argument("--memory", default=256, type=int, help="in MiB (default: %(default)s)")
     given = parser.parse_args()
-    peer = build()
+    peer = build(given.server if given.verb == "run" else "nbdkit")
     if given.verb == "build":
         for package in sorted(peer.versions):
             if package in GUEST_PACKAGES or package.startswith("linux-image"):

@@ -1,0 +1,186 @@
+"""The loads: what fio is told, and what is taken from its answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contestants import Contestant, Failure
+from enclosure import MEMORY_FOLDER
+
+FIO_GRACE_S = 60.0
+LOG_INTERVAL_MS = 100
+MICROSECOND_NS = 1000.0
+PERCENTILES = (("50.000000", "p50"), ("99.000000", "p99"), ("99.900000", "p99.9"))
+GIB = 1024.0**3
+
+# Metrics, named with their units.
+OPERATIONS = "operations/s"
+THROUGHPUT = "MB/s"
+CPU_PER_OPERATION = "server CPU, µs per operation"
+CPU_PER_GIB = "server CPU, s per GiB"
+FLUSH = "flush, µs"
+LEAST_SHARE = "least job's share of the mean, %"
+
+
+@dataclass(frozen=True)
+class Load:
+    """One measurement with fio's nbd engine; depth is that of each connection."""
+
+    title: str
+    pattern: str
+    block: str
+    depth: int
+    connections: int = 1
+    more: tuple[str, ...] = ()
+    is_quick: bool = False
+    # Many connections at once, each looked at by itself; not for emulated Linux, which takes
+    # minutes to get through what is in flight.
+    is_overload: bool = False
+
+    @property
+    def metric(self) -> str:
+        return THROUGHPUT if self.block == "1m" else OPERATIONS
+
+    def suits(self, contestant: Contestant) -> bool:
+        """QEMU's user network accepts one connection at a time: of 64 that come together many wait
+        for their greeting until the host's kernel has given up."""
+        is_able = contestant.kind.runs_on != "linux" and contestant.place.kind != "user"
+        return is_able or not self.is_overload
+
+
+def _random(pattern: str, word: str, depth: int, connections: int, is_quick: bool) -> Load:
+    across = f", {connections} connections" if connections > 1 else ""
+    title = f"4 KiB random {word}, depth {depth}{across}"
+    return Load(title, pattern, "4k", depth, connections, is_quick=is_quick)
+
+
+PEAK = _random("randread", "read", 32, 4, True)
+OVERLOAD = Load(
+    "4 KiB random read, depth 64, 64 connections",
+    "randread",
+    "4k",
+    64,
+    64,
+    is_quick=True,
+    is_overload=True,
+)
+READ_DEPTH_1 = _random("randread", "read", 1, 1, True)
+READ_DEPTH_32 = _random("randread", "read", 32, 1, True)
+WRITE_DEPTH_1 = _random("randwrite", "write", 1, 1, True)
+WRITE_DEPTH_32 = _random("randwrite", "write", 32, 1, True)
+SEQUENTIAL_READ = Load("1 MiB sequential read, depth 8", "read", "1m", 8, is_quick=True)
+SEQUENTIAL_WRITE = Load("1 MiB sequential write, depth 8", "write", "1m", 8, is_quick=True)
+FLUSHED = Load(
+    "4 KiB random write, flush after each",
+    "randwrite",
+    "4k",
+    1,
+    more=("--fsync=1",),
+    is_quick=True,
+)
+LOADS = (
+    READ_DEPTH_1,
+    _random("randread", "read", 4, 1, False),
+    READ_DEPTH_32,
+    _random("randread", "read", 128, 1, False),
+    _random("randread", "read", 1, 4, False),
+    _random("randread", "read", 4, 4, False),
+    PEAK,
+    _random("randread", "read", 128, 4, False),
+    WRITE_DEPTH_1,
+    _random("randwrite", "write", 4, 1, False),
+    WRITE_DEPTH_32,
+    _random("randwrite", "write", 128, 1, False),
+    _random("randwrite", "write", 1, 4, False),
+    _random("randwrite", "write", 4, 4, False),
+    _random("randwrite", "write", 32, 4, False),
+    _random("randwrite", "write", 128, 4, False),
+    Load(
+        "4 KiB random, 70 % read, depth 32",
+        "randrw",
+        "4k",
+        32,
+        more=("--rwmixread=70",),
+        is_quick=True,
+    ),
+    SEQUENTIAL_READ,
+    SEQUENTIAL_WRITE,
+    FLUSHED,
+    # Beside each other in time, because they are compared.
+    OVERLOAD,
+)
+
+
+def measure(load: Load, contestant: Contestant, seconds: float, disk_mib: int) -> dict[str, float]:
+    """Figures by the name of their metric."""
+    command = ["fio", "--name=load", "--ioengine=nbd", "--output-format=json", "--randrepeat=0"]
+    command += [f"--uri={contestant.uri}", f"--rw={load.pattern}", f"--bs={load.block}"]
+    command += [f"--iodepth={load.depth}", f"--numjobs={load.connections}", "--norandommap"]
+    command += ["--time_based", f"--runtime={round(seconds * 1000)}ms", f"--size={disk_mib}m"]
+    command += ["--percentile_list=50:99:99.9", *load.more]
+    command += [] if load.is_overload else ["--group_reporting"]
+    with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER) as folder:
+        command += [f"--write_iops_log={folder}/log", f"--log_avg_msec={LOG_INTERVAL_MS}"]
+        command += ["--log_unix_epoch=1"]
+        before_s = contestant.cpu_s()
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds + FIO_GRACE_S
+            )
+        except subprocess.TimeoutExpired:
+            raise Failure(f"fio: {load.title}: no end") from None
+        if done.returncode:
+            raise Failure(f"fio: {load.title}: {done.stderr.strip() or done.stdout.strip()}")
+        cpu_s = contestant.cpu_s() - before_s
+        logs = [file.read_text() for file in Path(folder).glob("log_iops.*")]
+    answer = json.loads(done.stdout[done.stdout.index("{") :])
+    return evaluate(load, answer, span_s(logs), cpu_s)
+
+
+def span_s(logs: list[str]) -> float:
+    """From the start of the first job to the end of the last, by the time stamps in their logs. Of
+    64 jobs on a few processors some begin when others are done: what each did in its own time does
+    not add up. The first line of a log comes an interval after the start."""
+    stamps = [int(line.split(",")[0]) for log in logs for line in log.splitlines()]
+    return (max(stamps) - min(stamps) + LOG_INTERVAL_MS) / 1000 if stamps else 0.0
+
+
+def evaluate(
+    load: Load, answer: dict[str, Any], elapsed_s: float, cpu_s: float
+) -> dict[str, float]:
+    """The figures in fio's answer to what took `elapsed_s`, and `cpu_s` of the server's time."""
+    jobs = answer["jobs"]
+    sides = [job[side] for job in jobs for side in ("read", "write") if job[side]["total_ios"]]
+    operations = sum(side["total_ios"] for side in sides)
+    size = sum(side["io_bytes"] for side in sides)
+    if operations == 0 or elapsed_s == 0:
+        raise Failure(f"fio: {load.title}: nothing was done")
+    figures = {
+        OPERATIONS: operations / elapsed_s,
+        THROUGHPUT: size / elapsed_s / 1e6,
+        CPU_PER_OPERATION: cpu_s * 1e6 / operations,
+        CPU_PER_GIB: cpu_s * GIB / size,
+    }
+    # What the other metrics say better is left out.
+    del figures[OPERATIONS if load.metric == THROUGHPUT else THROUGHPUT]
+    del figures[CPU_PER_OPERATION if load.metric == THROUGHPUT else CPU_PER_GIB]
+    if load.is_overload:
+        each = [side["iops"] for side in sides] + [0.0] * (len(jobs) - len(sides))
+        figures[LEAST_SHARE] = 100 * min(each) * len(each) / sum(each)
+    else:
+        # Of a mixture, the readers: they are who waits.
+        latency = sides[0]["clat_ns"]["percentile"]
+        for key, name in PERCENTILES:
+            figures[latency_metric(name)] = latency[key] / MICROSECOND_NS
+    if "--fsync=1" in load.more:
+        figures[FLUSH] = jobs[0]["sync"]["lat_ns"]["percentile"]["50.000000"] / MICROSECOND_NS
+    return figures
+
+
+def latency_metric(percentile: str) -> str:
+    return f"latency {percentile}, µs"
