@@ -218,8 +218,10 @@ void nbd_watch_idle(struct nbd_connection *connection) {
 static bool is_idle(struct nbd_connection *connection) {
     uint64_t idle_ns = config->idle_ms * NS_PER_MS;
     uint64_t silent_ns = scheduler_now_ns() - connection->active_ns;
+    /* A request that waits for its turn, or for memory, is still unread. */
+    bool waits_for_us = connection->is_limited || connection->wants_memory;
     connection->is_late = false;
-    if (nbd_transmission_is_idle(connection) && silent_ns >= idle_ns) {
+    if (nbd_transmission_is_idle(connection) && !waits_for_us && silent_ns >= idle_ns) {
         return true;
     }
     uint64_t left_ms =
