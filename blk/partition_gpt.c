@@ -23,6 +23,7 @@ enum {
     AT_ENTRY_BYTES = 84,
     AT_ENTRIES_CRC = 88,
     HEADER_BYTES_MIN = 92,
+    FIRST_USABLE_MIN = 2, /* behind the MBR and the first header, also in the words of the backup */
     REVISION_1_0 = 0x00010000,
     /* 5.3.3: table 5.6; offsets into an entry. */
     AT_TYPE = 0,
@@ -109,7 +110,8 @@ static const char *read_header(struct partition_reader *reader, uint64_t block,
                               .entry_count = partition_get32(at + AT_ENTRY_COUNT),
                               .entry_bytes = partition_get32(at + AT_ENTRY_BYTES),
                               .entries_crc = partition_get32(at + AT_ENTRIES_CRC)};
-    if (header->first_usable > header->last_usable || header->last_usable >= reader->blocks ||
+    if (header->first_usable < FIRST_USABLE_MIN || header->first_usable > header->last_usable ||
+        header->last_usable >= reader->blocks ||
         (block >= header->first_usable && block <= header->last_usable)) {
         return "its usable blocks make no sense";
     }

@@ -160,6 +160,11 @@ bool nbd_may_list(void);
  * when memory comes back. */
 struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes);
 void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io);
+/* The same for one that was taken a moment ago and not used: nobody is run again, for whoever waits
+ * could do no more than before. Two who wake each other so would leave the disk no turn. */
+void nbd_io_put_back(struct nbd_connection *connection, struct nbd_io *io);
+/* The connection is run again when memory comes back. */
+void nbd_io_wait(struct nbd_connection *connection);
 
 /* --- handshake.c -------------------------------------------------------------------------------
  */

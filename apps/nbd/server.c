@@ -82,6 +82,12 @@ static void *buffer_take(const struct nbd_connection *connection, size_t *bytes)
     return NULL;
 }
 
+void nbd_io_wait(struct nbd_connection *connection) {
+    connection->wants_memory = true;
+    somebody_waits = true;
+    waits++;
+}
+
 struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
     struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
     void *buffer = NULL;
@@ -93,9 +99,7 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
         buffer = buffer_take(connection, &bytes);
     }
     if (io == NULL || (buffer_bytes > 0 && buffer == NULL)) {
-        connection->wants_memory = true;
-        somebody_waits = true;
-        waits++;
+        nbd_io_wait(connection);
         return NULL;
     }
     if (io == free_ios) {
@@ -116,7 +120,7 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
     return io;
 }
 
-void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
+void nbd_io_put_back(struct nbd_connection *connection, struct nbd_io *io) {
     ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
     if (io->buffer != NULL) {
         size_t bytes = align_up(io->buffer_bytes, PAGE_BYTES);
@@ -128,6 +132,10 @@ void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
     io->next = free_ios;
     free_ios = io;
     free_io_count++;
+}
+
+void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
+    nbd_io_put_back(connection, io);
     for (struct nbd_connection *other = connections; somebody_waits && other != NULL;
          other = other->next) {
         if (other->wants_memory) {
@@ -218,8 +226,10 @@ void nbd_watch_idle(struct nbd_connection *connection) {
 static bool is_idle(struct nbd_connection *connection) {
     uint64_t idle_ns = config->idle_ms * NS_PER_MS;
     uint64_t silent_ns = scheduler_now_ns() - connection->active_ns;
+    /* A request that waits for its turn, or for memory, is still unread. */
+    bool waits_for_us = connection->is_limited || connection->wants_memory;
     connection->is_late = false;
-    if (nbd_transmission_is_idle(connection) && silent_ns >= idle_ns) {
+    if (nbd_transmission_is_idle(connection) && !waits_for_us && silent_ns >= idle_ns) {
         return true;
     }
     uint64_t left_ms =

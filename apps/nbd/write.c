@@ -111,12 +111,14 @@ bool nbd_write_receive(struct nbd_connection *connection) {
         bytes = (uint32_t)align_up(bytes / 2, device->limits.block_bytes);
     }
     if (count < 0) {
-        nbd_io_give(connection, io);
+        nbd_io_put_back(connection, io);
         io = nbd_io_take(connection, bytes);
-        if (io == NULL || io->buffer_bytes < bytes) {
-            if (io != NULL) {
-                nbd_io_give(connection, io);
-            }
+        if (io == NULL) {
+            return false;
+        }
+        if (io->buffer_bytes < bytes) {
+            nbd_io_put_back(connection, io);
+            nbd_io_wait(connection);
             return false;
         }
         copy_piece(stream, io, bytes);

@@ -1,19 +1,22 @@
 # shellcheck shell=bash
-# `test`: unit tests on this machine, the self-test image in QEMU, real clients against the
-# appliance. The last line counts them all.
+# `test`: unit tests and fuzzers on this machine, the self-test image in QEMU, real clients against
+# the appliance. The last line counts them all.
 
 TEST_UNIT_SECONDS=120  # for one program
 TEST_GUEST_SECONDS=120 # for the self-test image
 TEST_E2E_SECONDS=1800  # for all of pytest
+TEST_FUZZ_SECONDS=10   # for one target
 TEST_OUT=$BUILD/test
 
 test_usage() {
   cat <<'END'
-usage: ./build.sh test [unit | guest [--sleeps N] | e2e [PYTEST-ARGUMENT…]]
+usage: ./build.sh test [unit | fuzz | guest [--sleeps N] | e2e [PYTEST-ARGUMENT…]]
 
 Runs all stages, or the one named:
   unit    tests/unit/test_*.c on this machine, under the address and undefined-behaviour sanitizers;
           line coverage by file goes to build/unit/coverage.txt
+  fuzz    tests/fuzz: each target over its seeds and the inputs that once broke it, then 10 s of new ones;
+          ./build.sh fuzz --help says how to look for longer
   guest   the self-test image in QEMU, which prints TAP and powers off; with --sleeps N its hammer
           on sleeping and waking does N reads instead of 20000, some thousand a second
   e2e     tests/e2e with pytest: real NBD clients against the running appliance;
@@ -104,6 +107,27 @@ test_coverage() { # program…
     "$BUILD/unit/coverage.txt" >&2
 }
 
+# Each target counts twice: for the inputs there are, and for those it comes upon.
+test_fuzz() {
+  local name
+  local -a targets=() sound=()
+  need fuzz
+  mapfile -t targets < <(fuzz_targets)
+  fuzz_build "${targets[@]}"
+  rm -rf "$FUZZ_OUT/corpus" # a test begins with what everybody has
+  for name in "${targets[@]}"; do
+    if fuzz_run "$name" "$TEST_OUT/fuzz-$name.log" -runs=0; then
+      test_add 1 0 0
+      sound+=("$name")
+    else
+      fuzz_report "$name" "$TEST_OUT/fuzz-$name.log"
+      test_add 0 2 0
+    fi
+  done
+  fuzz_all "$TEST_FUZZ_SECONDS" "${sound[@]}"
+  test_add $((${#sound[@]} - FUZZ_FAILED)) "$FUZZ_FAILED" 0
+}
+
 test_guest() { # [sleeps]
   local log=$TEST_OUT/guest.log status=0 sleeps=${1:-20000}
   build_make selftest
@@ -155,7 +179,7 @@ test_stage() { # name argument…
 }
 
 test_main() {
-  local -a stages=(unit guest e2e) arguments=()
+  local -a stages=(unit fuzz guest e2e) arguments=()
   local stage
   declare -gi TEST_PASSED=0 TEST_FAILED=0 TEST_SKIPPED=0
   case ${1:-} in
@@ -168,7 +192,7 @@ test_main() {
         arguments=("$3")
       fi
       ;;
-    unit)
+    unit | fuzz)
       (($# == 1)) || die "test $1 takes no arguments; see ./build.sh test --help"
       stages=("$1")
       ;;

@@ -54,14 +54,17 @@ class Appliance:
         dhcp: bool = False,
         qemu: str = "",
         socket_path: Path | None = None,
+        size: int = 0,
+        run_options: Sequence[str] = (),
     ) -> None:
-        """`append` is for the guest's command line, `qemu` for QEMU's; `folder` takes the logs. With
+        """`append` is for the guest's command line, `qemu` for QEMU's, `run_options` for `run`, before
+        the disks; `folder` takes the logs. `size` is the first disk's where it is not its file's. With
         `socket_path` its network is whoever listens there, and it has GUEST_ADDRESS."""
         self.host = HOST
         self.port = 0
         self.export = ""
         self.image = disks[0]
-        self.size = disks[0].stat().st_size
+        self.size = size or disks[0].stat().st_size
         # Log lines that are no failure of the test: a regular expression.
         self.expected_errors: str | None = None
         self.expected_status = 0
@@ -76,7 +79,7 @@ class Appliance:
         self._keys = os.open(keys, os.O_RDWR)
         self._command = ["setpriv", "--pdeathsig", "KILL", str(ROOT / "build.sh"), "run"]
         self._command += ["--kernel", str(KERNEL), "--memory", str(memory_mib), "--bios", bios]
-        self._command += ["--console-in", str(keys)]
+        self._command += ["--console-in", str(keys), *run_options]
         for disk in disks:
             self._command += ["--disk", str(disk)]
         for option, words in (("--append", append), ("--qemu", qemu)):

@@ -482,6 +482,19 @@ TEST(every_field_of_the_header_is_checked) {
     }
 }
 
+/* Its own block is at the other end, so what it says of the first blocks is all that protects them.
+ */
+TEST(a_backup_does_not_give_away_the_mbr_and_the_first_header) {
+    for (uint64_t first = 0; first < 2; first++) {
+        make_gpt();
+        memset(block_at(1), 0, 512);
+        put(block_at(last_block()) + 40, 8, first);
+        seal(last_block());
+        assert_int_equal(read_table(), -EINVAL);
+        assert_string_equal(table.backup_fault, "its usable blocks make no sense");
+    }
+}
+
 TEST(every_entry_is_checked) {
     static const struct {
         uint64_t first;

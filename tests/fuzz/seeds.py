@@ -1,0 +1,242 @@
+"""Inputs that the fuzzers begin with: sound ones of every kind, for mutation to spoil.
+
+    seeds.py FOLDER    writes FOLDER/TARGET/NAME
+"""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+Seed = tuple[str, bytes]
+
+BLOCKS = 64  # of fuzz_partition.c's disk
+LINUX = bytes.fromhex("af3dc60f838472478e793d69d8477de4")
+
+
+def device_trees() -> Iterator[Seed]:
+    """What QEMU hands to its guests, and a small one of every structure that is looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "virt.dtb"
+        command = ["qemu-system-riscv64", "-machine", f"virt,dumpdtb={path}", "-m", "64", "-display", "none"]
+        subprocess.run(command, check=True, capture_output=True)
+        whole = path.read_bytes()
+        yield "virt", whole[: struct.unpack_from(">I", whole, 4)[0]]
+    yield "small", small_tree()
+
+
+class Tree:
+    """Writes a flattened device tree (Devicetree Specification, chapter 5)."""
+
+    def __init__(self) -> None:
+        self.nodes = b""
+        self.names = b""
+
+    def begin(self, name: str) -> None:
+        self.nodes += struct.pack(">I", 1) + padded(name.encode() + b"\0")
+
+    def end(self) -> None:
+        self.nodes += struct.pack(">I", 2)
+
+    def put(self, name: str, value: bytes) -> None:
+        self.nodes += struct.pack(">III", 3, len(value), len(self.names)) + padded(value)
+        self.names += name.encode() + b"\0"
+
+    def cells(self, name: str, *cells: int) -> None:
+        self.put(name, struct.pack(f">{len(cells)}I", *cells))
+
+    def finish(self) -> bytes:
+        reservations = struct.pack(">QQQQ", 0x80010000, 0x1000, 0, 0)
+        nodes = self.nodes + struct.pack(">I", 9)
+        at = 40 + len(reservations)
+        total = at + len(nodes) + len(self.names)
+        sizes = (at, at + len(nodes), 40, 17, 16, 0, len(self.names), len(nodes))
+        return struct.pack(">10I", 0xD00DFEED, total, *sizes) + reservations + nodes + self.names
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+def small_tree() -> bytes:
+    tree = Tree()
+    tree.begin("")
+    tree.cells("#address-cells", 2)
+    tree.cells("#size-cells", 2)
+    tree.cells("interrupt-parent", 1)
+    tree.begin("aliases")
+    tree.put("serial0", b"/soc/serial@1000\0")
+    tree.end()
+    tree.begin("chosen")
+    tree.put("stdout-path", b"serial0:115200\0")
+    tree.put("bootargs", b"log=debug\0")
+    tree.end()
+    tree.begin("cpus")
+    tree.cells("timebase-frequency", 10000000)
+    tree.end()
+    tree.begin("memory@80000000")
+    tree.put("device_type", b"memory\0")
+    tree.cells("reg", 0, 0x80000000, 0, 0x8000000)
+    tree.end()
+    tree.begin("reserved-memory")
+    tree.cells("#address-cells", 2)
+    tree.cells("#size-cells", 2)
+    tree.put("ranges", b"")
+    tree.begin("firmware@80000000")
+    tree.cells("reg", 0, 0x80000000, 0, 0x2000)
+    tree.end()
+    tree.end()
+    tree.begin("soc")
+    tree.cells("#address-cells", 1)
+    tree.cells("#size-cells", 1)
+    tree.put("compatible", b"simple-bus\0")
+    tree.cells("ranges", 0, 0, 0x10000000, 0x100000)
+    tree.begin("plic@c000")
+    tree.cells("phandle", 1)
+    tree.cells("#interrupt-cells", 1)
+    tree.put("compatible", b"riscv,plic0\0")
+    tree.cells("reg", 0xC000, 0x1000)
+    tree.end()
+    tree.begin("serial@1000")
+    tree.put("compatible", b"other\0ns16550a\0")
+    tree.cells("interrupts", 10)
+    tree.cells("reg", 0x1000, 0x100)
+    tree.end()
+    tree.begin("test@2000")
+    tree.put("compatible", b"test\0")
+    tree.cells("interrupts-extended", 1, 3)
+    tree.cells("reg", 0x2000, 0x100, 0x3000, 0x100)
+    tree.end()
+    tree.end()
+    tree.end()
+    return tree.finish()
+
+
+def piece(block: int, offset: int, data: bytes) -> bytes:
+    """As fuzz_partition.c reads it; up to 255 bytes at once."""
+    pieces = b""
+    for at in range(0, len(data), 254):
+        part = data[at : at + 254]
+        pieces += bytes([block, (offset + at) // 2, len(part)]) + part
+    return pieces
+
+
+def mbr(*entries: tuple[int, int, int]) -> bytes:
+    """The end of a boot record: type, first block and count of each partition."""
+    data = b"".join(struct.pack("<4xB3xII", *entry) for entry in entries)
+    return data.ljust(64, b"\0") + b"\x55\xaa"
+
+
+def gpt(block: int, other: int, entries: int, count: int = 4) -> bytes:
+    fields = (block, other, 8, 50, b"\x11" * 16, entries, count, 128, 0)
+    return struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, *fields)
+
+
+def gpt_entry(first: int, last: int, name: str) -> bytes:
+    return struct.pack("<16s16sQQQ", LINUX, bytes([first]) * 16, first, last, 0) + name.encode("utf-16-le")
+
+
+def partitions() -> Iterator[Seed]:
+    table = piece(0, 446, mbr((0x83, 8, 20), (0x07, 30, 10)))
+    yield "mbr", b"\0" + table
+    logical = piece(0, 446, mbr((0x83, 2, 4), (0x05, 10, 40)))
+    logical += piece(10, 446, mbr((0x83, 1, 5), (0x05, 10, 10))) + piece(20, 446, mbr((0x83, 1, 5)))
+    yield "logical", b"\0" + logical
+    yield "logical4k", b"\1" + logical
+    protective = piece(0, 446, mbr((0xEE, 1, 63)))
+    entries = [gpt_entry(8, 20, "boot"), gpt_entry(21, 50, "größe \U0001f4be")]
+    first = piece(1, 0, gpt(1, 63, 2))
+    backup = piece(128, 0, gpt(63, 1, 52))
+    for index, entry in enumerate(entries):
+        first += piece(2, 128 * index, entry)
+        backup += piece(52, 128 * index, entry)
+    yield "gpt", b"\6" + protective + first + backup
+    yield "gpt4k", b"\7" + protective + first + backup
+    yield "backup", b"\4" + protective + first + backup
+    yield "unreadable", b"\x0e\x30" + protective + first + backup
+
+
+def configurations() -> Iterator[Seed]:
+    yield "all", (
+        b"ip=10.0.2.15/24 port=10810 list=off allocation=off idle=60 allow=10.0.0.0/8,1.2.3.4 "
+        b"readonly-from=10.0.0.1 limit-bytes=vda:2M,data:4096 limit-requests=vda:300 n=12K log=debug\0"
+        b"default=data n=17\tallow=192.168.0.0/16\nother"
+    )
+    yield "numbers", b"n=3 n=1000000\0n=976K"
+    yield "words", b"n " * 63
+
+
+def rings() -> Iterator[Seed]:
+    add = bytes([0, 2, 1, 15, 99, 0])
+    for options in (0, 5, 14):
+        serve = bytes([3, 0, 1, 0, 4])
+        yield f"served{options}", bytes([options]) + (add + b"\2" + serve) * 3
+        yield f"lies{options}", bytes([options]) + add * 4 + b"\2" + bytes([3, 9, 1, 0, 4, 7]) + add + b"\6"
+    yield "scribbles", b"\7" + add * 3 + b"\2" + bytes([5, 2, 2, 3, 1, 0, 0, 4, 5, 0, 4, 7, 1, 2, 3, 4, 4, 7])
+
+
+def disk_config(sectors: int) -> bytes:
+    """VIRTIO 1.3, 5.2.4."""
+    config = struct.pack("<QIIHBBI", sectors, 65536, 8, 100, 16, 63, 512)
+    config += struct.pack("<BBHI", 3, 0, 1, 8) + struct.pack("<BxH", 1, 1)
+    config += struct.pack("<IIIII", 4096, 1, 8, 16384, 1) + struct.pack("<B3x", 1)
+    return config.ljust(72, b"\0")[:72]
+
+
+def disks() -> Iterator[Seed]:
+    features = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14 | 1 << 28 | 1 << 29
+    serve = b"\1\0"
+    for name, options in (("served", 0), ("silent", 1), ("never", 2), ("small", 4), ("slow", 8)):
+        head = bytes([options]) + struct.pack("<IB", features, 72) + disk_config(4096)
+        load = b"".join(bytes([kind, 8 * kind, 0, 7]) + serve for kind in range(8))
+        yield name, head + load * 3
+        lies = b"\1\4\1\5\0\0\0\0\0\0\0" + b"\1\3\7\7" + b"\1\6\x40" + b"\1\5\0\1" + b"\1\2\1" + b"\1\4\2\9"
+        yield name + "-lies", head + load + lies + load
+    yield "bare", bytes([0]) + struct.pack("<IB", 0, 8) + struct.pack("<Q", 4096) + load
+
+
+def clients() -> Iterator[Seed]:
+    """Steps as fuzz_nbd.c reads them: 1 shake hands, 2 request, 4 acknowledge, 7 to 9 the disk, 11 run."""
+    run = b"\x0b"
+    answer = b"\x07\0"
+    for disk in (0x00, 0x7C, 0x3D, 0x82):
+        for hands in range(12):
+            seed = bytes([disk]) + b"\1\x15" + bytes([hands]) + run
+            for command in range(8):
+                flags = b"\x80" if command % 2 else b"\x81"
+                payload = b"\7" if command == 1 else b""
+                seed += bytes([2, command]) + flags + bytes([command, 2 * command + 1]) + payload + run
+                seed += b"\2\0\0\x01\x01" + answer + run + b"\x04\xff\xff"
+            yield f"commands-{disk:02x}-{hands:02x}", seed
+    long = b"\x7c\1\x15\1" + run + b"\2\0\0\0\xa0\0\4" + run + (answer + run + b"\4\0\xf0") * 8
+    yield "long-read", long
+    yield "long-write", b"\x7c\1\x15\0" + run + b"\2\1\1\0\xa0\0\4\5" + (run + answer) * 8
+    options = b"".join(struct.pack(">8sII", b"IHAVEOPT", option, 0) for option in (3, 8, 11, 5, 77, 2))
+    yield "options", b"\0\0\x15\4\0\0\0\3" + (b"\0" + bytes([len(options)]) + options) + run * 2
+    four = b"".join(bytes([1 | who << 6, 0x15, who]) for who in range(4)) + run
+    load = b"".join(bytes([2 | who << 6, who % 2, 0, who, 1, 9]) for who in range(4)) + run + b"\x09\x08\x2a"
+    yield "four", b"\x7c" + four + load * 4 + b"\5\0" + load + b"\x45\1" + load
+
+
+def main() -> None:
+    targets = {
+        "device_tree": device_trees,
+        "partition": partitions,
+        "config": configurations,
+        "virtqueue": rings,
+        "virtio_blk": disks,
+        "nbd": clients,
+    }
+    for target, seeds in targets.items():
+        folder = Path(sys.argv[1]) / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in seeds():
+            (folder / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
