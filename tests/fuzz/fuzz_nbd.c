@@ -397,6 +397,9 @@ static void put(uint8_t **at, uint64_t value, unsigned bytes) {
     }
 }
 
+/* What an outsider may claim, besides the truth. */
+static const uint32_t claimed_lengths[] = {0, 0, 0, 240, 4096, 65536, 0x7fffff80, 0xffffff00};
+
 static void send_option(struct client *client, uint32_t option, const void *data, size_t bytes) {
     uint8_t head[16];
     uint8_t *at = head;
@@ -407,12 +410,28 @@ static void send_option(struct client *client, uint32_t option, const void *data
     deliver(client, data, bytes);
 }
 
-/* A handshake as a client does it that knows how. */
+/* An option that is one, with any length of a name or number of queries in it. */
+static void send_rough_option(struct client *client) {
+    uint8_t data[256 + 4];
+    uint8_t *at = data;
+    uint32_t option = fuzz_u8(&input) % 13;
+    size_t bytes = fuzz_u8(&input);
+    put(&at, claimed_lengths[bytes % ARRAY_COUNT(claimed_lengths)] + fuzz_u8(&input), 4);
+    const uint8_t *rest = fuzz_bytes(&input, &bytes);
+    memcpy(at, rest, bytes);
+    send_option(client, option, data, 4 + bytes);
+}
+
+/* A handshake as a client does it that knows how, or only its options. */
 static void shake_hands(struct client *client) {
     static const char *const names[] = {"", "ro", "slow", "disk"};
     static const char context[] = "base:allocation";
     uint8_t data[64];
     unsigned options = fuzz_u8(&input);
+    if ((options & 64) != 0) {
+        send_rough_option(client);
+        return;
+    }
     const char *name = names[options & 3];
     size_t name_bytes = strlen(name);
     client->agreed_mode = (options >> 2 & 3) % 3;
@@ -601,7 +620,7 @@ static void settle_once(void) {
 }
 
 static size_t progress(void) {
-    size_t sum = 0;
+    size_t sum = (size_t)disk.stats.parts;
     for (unsigned i = 0; i < CLIENTS; i++) {
         sum += clients[i].in_at + clients[i].out.bytes + clients[i].is_let_go;
     }

@@ -217,6 +217,8 @@ def clients() -> Iterator[Seed]:
     yield "long-write", b"\x7c\1\x15\0" + run + b"\2\1\1\0\xa0\0\4\5" + (run + answer) * 8
     options = b"".join(struct.pack(">8sII", b"IHAVEOPT", option, 0) for option in (3, 8, 11, 5, 77, 2))
     yield "options", b"\0\0\x15\4\0\0\0\3" + (b"\0" + bytes([len(options)]) + options) + run * 2
+    rough = b"".join(bytes([1, 0x40, option, 6, 0]) + bytes(6) for option in (1, 3, 6, 7, 8, 9, 10, 11, 12))
+    yield "rough", b"\0\0\x15\4\0\0\0\3" + rough + run * 2
     four = b"".join(bytes([1 | who << 6, 0x15, who]) for who in range(4)) + run
     load = b"".join(bytes([2 | who << 6, who % 2, 0, who, 1, 9]) for who in range(4)) + run + b"\x09\x08\x2a"
     yield "four", b"\x7c" + four + load * 4 + b"\5\0" + load + b"\x45\1" + load
