@@ -244,5 +244,8 @@ void nbd_reply_queue(struct nbd_request *request);
 
 /* Sends as much as is ready and the stream takes. May end the connection. */
 void nbd_replies_send(struct nbd_connection *connection);
+/* Before the stream is closed: a reply that is sent in part keeps its memory until no device looks
+ * at it any more. */
+void nbd_replies_abandon(struct nbd_connection *connection);
 
 #endif

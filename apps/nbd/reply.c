@@ -57,7 +57,22 @@ static void chunk_released(struct stream_mark *mark) {
 }
 
 static void reply_released(struct stream_mark *mark) {
-    nbd_request_give(request_of_mark(mark));
+    struct nbd_request *request = request_of_mark(mark);
+    if (request->connection->state != NBD_CLOSED) {
+        nbd_request_give(request);
+    } else {
+        request->is_marked = false;
+        nbd_request_give_if_unused(request); /* the disk may still have some of it */
+    }
+}
+
+void nbd_replies_abandon(struct nbd_connection *connection) {
+    struct nbd_request *request = connection->reply_first;
+    if (request != NULL && request->is_begun) {
+        request->is_marked = true;
+        request->mark.released = reply_released;
+        connection->stream->ops->mark(connection->stream, &request->mark);
+    }
 }
 
 /* --- What is said ------------------------------------------------------------------------------

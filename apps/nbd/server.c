@@ -251,6 +251,7 @@ static void let_go(struct nbd_connection *connection, bool abort) {
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;
     nbd_limit_leave(connection);
+    nbd_replies_abandon(connection);
     stream->ops->close(stream, abort);
     nbd_transmission_drop(connection);
     nbd_schedule(connection);
