@@ -133,7 +133,7 @@ class Run:
         return "\n".join(parts)
 
     def write(self) -> None:
-        """Everything so far, after each part however it ended: what was measured is not lost."""
+        """Everything so far: after each part however it ended, and each turn of the loads."""
         self.out.mkdir(parents=True, exist_ok=True)
         about = "".join(f"- {key}: {value}\n" for key, value in self.about.items())
         (self.out / "figures.csv").write_text(self.figures.as_csv())
@@ -170,6 +170,7 @@ def measure_load(run: Run) -> None:
                     measure_one(run, one, contestant, turn)
             for contestant in run.contestants:
                 relate_overload(run, contestant.name, turn)
+            run.write()
     finally:
         for contestant in run.contestants:
             contestant.stop()
