@@ -139,25 +139,28 @@ def measure(load: Load, contestant: Contestant, seconds: float, disk_mib: int) -
         cpu_s = contestant.cpu_s() - before_s
         logs = [file.read_text() for file in Path(folder).glob("log_iops.*")]
     answer = json.loads(done.stdout[done.stdout.index("{") :])
-    return evaluate(load, answer, span_s(logs), cpu_s)
+    return evaluate(load, answer, late_s(logs), cpu_s)
 
 
-def span_s(logs: list[str]) -> float:
-    """From the start of the first job to the end of the last, by the time stamps in their logs. Of
-    64 jobs on a few processors some begin when others are done: what each did in its own time does
-    not add up. The first line of a log comes an interval after the start."""
-    stamps = [int(line.split(",")[0]) for log in logs for line in log.splitlines()]
-    return (max(stamps) - min(stamps) + LOG_INTERVAL_MS) / 1000 if stamps else 0.0
+def late_s(logs: list[str]) -> float:
+    """How much later than the first job the last one began, by the first time stamps in their logs.
+    Of 64 jobs on a few processors some begin when others are done, and fio does not tell. Further
+    stamps are of no use: fio's logs stop before the end."""
+    firsts = [int(log.split(",", maxsplit=1)[0]) for log in logs if log]
+    return (max(firsts) - min(firsts)) / 1000 if firsts else 0.0
 
 
 def evaluate(
-    load: Load, answer: dict[str, Any], elapsed_s: float, cpu_s: float
+    load: Load, answer: dict[str, Any], begun_late_s: float, cpu_s: float
 ) -> dict[str, float]:
-    """The figures in fio's answer to what took `elapsed_s`, and `cpu_s` of the server's time."""
+    """The figures in fio's answer: the last job began `begun_late_s` after the first, and the
+    server took `cpu_s` of processor time."""
     jobs = answer["jobs"]
     sides = [job[side] for job in jobs for side in ("read", "write") if job[side]["total_ios"]]
     operations = sum(side["total_ios"] for side in sides)
     size = sum(side["io_bytes"] for side in sides)
+    # A group's `runtime` is its longest job's. What each job did in its own time would not add up.
+    elapsed_s = begun_late_s + max((side["runtime"] for side in sides), default=0) / 1000
     if operations == 0 or elapsed_s == 0:
         raise Failure(f"fio: {load.title}: nothing was done")
     figures = {

@@ -98,31 +98,32 @@ def job(operations: int, runtime_ms: int = 1000) -> dict[str, Any]:
         "total_ios": operations,
         "io_bytes": operations * 4096,
         "iops": operations * 1000 / runtime_ms,
+        "runtime": runtime_ms,
         "clat_ns": {"percentile": percentile},
     }
     return {"read": read, "write": {"total_ios": 0}}
 
 
 def test_fio_answers_become_rates_latencies_and_cost() -> None:
-    taken = load.evaluate(load.READ_DEPTH_1, {"jobs": [job(3000, 1500)]}, 1.5, 0.6)
+    taken = load.evaluate(load.READ_DEPTH_1, {"jobs": [job(3000, 1500)]}, 0, 0.6)
     assert taken[load.OPERATIONS] == 2000
     assert taken[load.CPU_PER_OPERATION] == pytest.approx(200)
     assert taken[load.latency_metric("p99.9")] == 20
 
 
-def test_the_span_is_from_the_first_start_to_the_last_end() -> None:
-    early = "1000100, 5, 0, 0, 0\n1000200, 5, 0, 0, 0\n"
+def test_jobs_begin_late_by_the_first_stamps_of_their_logs() -> None:
+    early = "1000100, 5, 0, 0, 0\n1005200, 5, 0, 0, 0\n"
     late = "1000900, 5, 0, 0, 0\n1001000, 5, 0, 0, 0\n"
-    assert load.span_s([late, early]) == 1.0
+    assert load.late_s([late, early, ""]) == 0.8
 
 
-def test_a_starved_job_shows() -> None:
+def test_a_starved_job_shows_and_late_ones_do_not_inflate_the_sum() -> None:
     answer = {"jobs": [job(100), job(300), job(200, 500)]}
-    taken = load.evaluate(load.OVERLOAD, answer, 2.0, 1.0)
+    taken = load.evaluate(load.OVERLOAD, answer, 1.0, 1.0)
     assert taken[load.OPERATIONS] == 300
     assert taken[load.LEAST_SHARE] == pytest.approx(100 * 100 / 266.67, rel=0.01)
     answer["jobs"].append(job(0))
-    assert load.evaluate(load.OVERLOAD, answer, 2.0, 1.0)[load.LEAST_SHARE] == 0
+    assert load.evaluate(load.OVERLOAD, answer, 1.0, 1.0)[load.LEAST_SHARE] == 0
 
 
 @pytest.mark.parametrize(
