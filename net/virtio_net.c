@@ -443,8 +443,10 @@ void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *i
     memcpy(info->mac, net->config.mac, sizeof info->mac);
 }
 
+/* A ring that is broken has something to tell, once: then nobody takes from it any more. */
 static bool receive_pending(void *arg) {
-    return virtqueue_has_completed(((struct virtio_net *)arg)->receive);
+    const struct virtio_net *net = arg;
+    return !net->is_broken && virtqueue_has_completed(net->receive);
 }
 
 static void receive_arm(void *arg) {
@@ -457,7 +459,7 @@ static void receive_disarm(void *arg) {
 
 static bool send_pending(void *arg) {
     const struct virtio_net *net = arg;
-    return net->wants_room && virtqueue_has_completed(net->send);
+    return net->wants_room && !net->is_broken && virtqueue_has_completed(net->send);
 }
 
 static void send_arm(void *arg) {
