@@ -7,8 +7,9 @@
  *   open ──▶ (peer closed) ──▶ close ──▶ everything acknowledged ──▶ FIN ──▶ freed
  *     └────▶ dead: reset, timed out ──▶ close ──▶ frames out of the ring ──▶ freed
  *
- * When a connection dies, frames that refer to its data may still be in the device's ring; marks
- * are released only when the device has read them, or it would send somebody else's bytes. */
+ * Frames that refer to sent data may still be in the device's ring when the peer has acknowledged
+ * it (it was sent again meanwhile, or the peer lies) or when the connection dies. Marks are
+ * released only when the device has read them, or it would send somebody else's bytes. */
 #include "net/tcp_stream.h"
 
 #include <errno.h>
@@ -39,6 +40,8 @@ struct tcp_stream {
     size_t credited; /* received and told as consumed already, though it is not: see gather */
     uint64_t sent;   /* accepted for sending, free-running */
     uint64_t acknowledged;
+    uint64_t releasing;       /* marks up to here go as soon as ... */
+    uint64_t releasing_after; /* ... so many frames have been read by the device */
     struct stream_mark *marks_first;
     struct stream_mark *marks_last;
     unsigned loans;
@@ -409,6 +412,33 @@ static void release_marks(struct tcp_stream *tcp, uint64_t up_to) {
     }
 }
 
+static bool awaits_release(const struct tcp_stream *tcp) {
+    return tcp->marks_first != NULL && tcp->marks_first->position <= tcp->acknowledged;
+}
+
+/* Releases what is acknowledged, as far as no frame in the ring can refer to it. What is
+ * acknowledged later waits for its own turn: a ring that is never empty must not put it off for
+ * ever. True when something was released. */
+static bool release_acknowledged(struct tcp_stream *tcp) {
+    struct virtio_net *net = virtio_net_first();
+    bool has_released = false;
+    while (awaits_release(tcp)) {
+        if (tcp->marks_first->position > tcp->releasing) {
+            tcp->releasing = tcp->acknowledged;
+            tcp->releasing_after = virtio_net_sent(net);
+        }
+        if (virtio_net_reclaimed(net) < tcp->releasing_after) {
+            virtio_net_reclaim(net);
+            if (virtio_net_reclaimed(net) < tcp->releasing_after) {
+                break; /* the next round looks again */
+            }
+        }
+        release_marks(tcp, tcp->releasing);
+        has_released = true;
+    }
+    return has_released;
+}
+
 static void stream_flush(struct stream *stream) {
     struct tcp_stream *tcp = of(stream);
     if (tcp->needs_output && tcp->pcb != NULL) {
@@ -483,7 +513,7 @@ static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
     (void)pcb; /* the stream's */
     tcp->acknowledged += bytes;
     ASSERT(tcp->acknowledged <= tcp->sent);
-    release_marks(tcp, tcp->acknowledged);
+    (void)release_acknowledged(tcp); /* the owner hears of the acknowledgement in any case */
     tell_owner(tcp);
     return ERR_OK;
 }
@@ -764,6 +794,9 @@ void tcp_streams_run(bool retry_output) {
         next = tcp->next;
         if (tcp->consumed > 0) {
             tell_consumed(tcp);
+        }
+        if (tcp->pcb != NULL && release_acknowledged(tcp)) {
+            tell_owner(tcp);
         }
         tcp->needs_output |= retry_output;
         stream_flush(&tcp->stream);

@@ -246,10 +246,10 @@ static void refill(struct virtio_net *net) {
     virtqueue_kick(net->receive);
 }
 
-static void reclaim(struct virtio_net *net) {
+void virtio_net_reclaim(struct virtio_net *net) {
     struct pbuf *frame;
     uint32_t unused = 0;
-    while ((frame = virtqueue_take(net->send, &unused)) != NULL) {
+    while (!net->is_broken && (frame = virtqueue_take(net->send, &unused)) != NULL) {
         pbuf_free(frame);
         net->reclaimed++;
     }
@@ -263,7 +263,7 @@ void virtio_net_flush(struct virtio_net *net) {
         return;
     }
     virtqueue_kick(net->send);
-    reclaim(net);
+    virtio_net_reclaim(net);
     refill(net);
 }
 

@@ -56,6 +56,8 @@ bool virtio_net_take_link_change(struct virtio_net *net);
 /* Frames given to the device, and those of them that it has read: free-running. */
 uint64_t virtio_net_sent(const struct virtio_net *net);
 uint64_t virtio_net_reclaimed(const struct virtio_net *net);
+/* Looks which frames the device has read since it was last looked. */
+void virtio_net_reclaim(struct virtio_net *net);
 
 /* True when fewer receive buffers are left than the limits ask for. */
 bool virtio_net_is_short_of_buffers(const struct virtio_net *net);
