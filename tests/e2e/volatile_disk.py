@@ -1,0 +1,175 @@
+"""A disk below the emulator whose write cache a power cut empties: an NBD server that QEMU opens as its
+image.
+
+What was written is in the cache; a flush makes durable what had been answered before it came. Writes are
+held back now and then, and answered after requests that came later, as a disk with many heads would. At
+the cut each block holds what is durable, or any one of the values written to it since.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbd_wire import (
+    INIT_PASSWD,
+    OPTION_MAGIC,
+    OPTION_REPLY_MAGIC,
+    REQUEST_MAGIC,
+    SIMPLE_REPLY_MAGIC,
+    Command,
+    CommandFlag,
+    HandshakeFlag,
+    Info,
+    Option,
+    Rep,
+    TransmissionFlag,
+)
+
+BLOCK = 512
+HELD_MAX = 8
+HELD_SHARE = 0.3  # of the writes are answered later
+HELD_S = 0.002  # at most, when nothing else comes
+DROPPED_SHARE = 0.7  # of the blocks in the cache hold what is durable after the cut
+PATIENCE_S = 30
+
+
+@dataclass
+class Held:
+    cookie: int
+    offset: int
+    data: bytes
+    is_fua: bool
+
+
+class VolatileDisk:
+    """Serves one client, until that is gone. Then `cut` tells what is left."""
+
+    def __init__(self, path: Path, size: int, luck: random.Random) -> None:
+        self.durable = bytearray(size)
+        self.cache: dict[int, list[bytes]] = {}  # of each block, in the order of their writing
+        self.flushes = 0
+        self._luck = luck
+        self._held: list[Held] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> bytes:
+        """The client has been killed: what the disk holds when power is back."""
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the emulator is still there"
+        image = bytearray(self.durable)
+        for block, values in self.cache.items():
+            if self._luck.random() >= DROPPED_SHARE:
+                image[block * BLOCK : (block + 1) * BLOCK] = self._luck.choice(values)
+        return bytes(image)
+
+    def close(self) -> None:
+        self._listener.close()
+
+    # The protocol
+
+    def _serve(self) -> None:
+        self._listener.settimeout(PATIENCE_S)
+        client, _ = self._listener.accept()
+        with client:
+            self._client = client
+            try:
+                self._handshake()
+                while self._request():
+                    pass
+            except (ConnectionError, EOFError):
+                pass  # the power is cut
+
+    def _receive(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            piece = self._client.recv(count - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return bytes(data)
+
+    def _handshake(self) -> None:
+        flags = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        self._client.sendall(INIT_PASSWD + OPTION_MAGIC + struct.pack(">H", flags))
+        self._receive(4)
+        while True:
+            _, option, length = struct.unpack(">8sII", self._receive(16))
+            self._receive(length)
+            if option in (Option.GO, Option.INFO):
+                can = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
+                export = struct.pack(">HQH", Info.EXPORT, len(self.durable), can)
+                self._reply_option(option, Rep.INFO, export)
+                self._reply_option(option, Rep.ACK)
+                if option == Option.GO:
+                    return
+            else:
+                self._reply_option(option, Rep.ERR_UNSUP)
+
+    def _reply_option(self, option: int, kind: Rep, data: bytes = b"") -> None:
+        header = struct.pack(">QIII", OPTION_REPLY_MAGIC, option, kind, len(data))
+        self._client.sendall(header + data)
+
+    def _answer(self, cookie: int, data: bytes = b"") -> None:
+        self._client.sendall(struct.pack(">IIQ", SIMPLE_REPLY_MAGIC, 0, cookie) + data)
+
+    def _request(self) -> bool:
+        if self._held and not select.select([self._client], [], [], HELD_S)[0]:
+            self._complete(self._held.pop(self._luck.randrange(len(self._held))))
+            return True
+        header = struct.unpack(">IHHQQI", self._receive(28))
+        magic, flags, command, cookie, offset, length = header
+        assert magic == REQUEST_MAGIC
+        if command == Command.DISC:
+            return False
+        if command == Command.WRITE:
+            self._write(Held(cookie, offset, self._receive(length), bool(flags & CommandFlag.FUA)))
+        elif command == Command.READ:
+            self._answer(cookie, self._read(offset, length))
+        else:
+            assert command == Command.FLUSH, f"command {command} was not offered"
+            self._flush()
+            self._answer(cookie)
+        return True
+
+    # The disk
+
+    def _write(self, write: Held) -> None:
+        if len(self._held) < HELD_MAX and self._luck.random() < HELD_SHARE:
+            self._held.append(write)
+        else:
+            self._complete(write)
+
+    def _complete(self, write: Held) -> None:
+        blocks = range(write.offset // BLOCK, (write.offset + len(write.data)) // BLOCK)
+        for index, block in enumerate(blocks):
+            self.cache.setdefault(block, []).append(write.data[index * BLOCK : (index + 1) * BLOCK])
+        if write.is_fua:
+            for block in blocks:
+                self._make_durable(block)
+        self._answer(write.cookie)
+
+    def _make_durable(self, block: int) -> None:
+        self.durable[block * BLOCK : (block + 1) * BLOCK] = self.cache.pop(block)[-1]
+
+    def _flush(self) -> None:
+        self.flushes += 1
+        for block in list(self.cache):
+            self._make_durable(block)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        data = bytearray(self.durable[offset : offset + length])
+        for at in range(offset // BLOCK, (offset + length) // BLOCK):
+            if at in self.cache:
+                start = at * BLOCK - offset
+                data[start : start + BLOCK] = self.cache[at][-1]
+        return bytes(data)
