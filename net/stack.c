@@ -309,3 +309,14 @@ void net_dump(void) {
         virtio_net_dump(device);
     }
 }
+
+#ifdef PLATTER_HOST
+void net_forget(void) {
+    dhcp_stop(&interface);
+    dhcp_cleanup(&interface);
+    netif_remove(&interface);
+    round_event = (struct event){0};
+    worker = NULL;
+    device = NULL;
+}
+#endif

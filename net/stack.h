@@ -22,4 +22,9 @@ bool net_is_up(void);
 
 void net_dump(void);
 
+#ifdef PLATTER_HOST
+/* Fuzzers start anew, after the tasks are gone and lwIP has let go of all it held. */
+void net_forget(void);
+#endif
+
 #endif

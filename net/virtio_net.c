@@ -656,3 +656,24 @@ const struct virtio_driver virtio_net_driver = {.name = "virtio-net",
                                                 .device_id = VIRTIO_ID_NET,
                                                 .dma_bytes = net_dma_bytes,
                                                 .probe = net_probe};
+
+#ifdef PLATTER_HOST
+void virtio_net_abandon(struct virtio_net *net) {
+    struct pbuf *frame;
+    net->is_broken = true;
+    while ((frame = virtqueue_abandon(net->send)) != NULL) {
+        pbuf_free(frame);
+        net->reclaimed++;
+    }
+}
+
+void virtio_net_forget(void) {
+    if (first != NULL) {
+        virtqueue_destroy(first->receive);
+        virtqueue_destroy(first->send);
+        free(first->packets);
+        free(first);
+        first = NULL;
+    }
+}
+#endif

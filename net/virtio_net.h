@@ -69,4 +69,11 @@ bool virtio_net_is_broken(const struct virtio_net *net);
 
 void virtio_net_dump(const struct virtio_net *net);
 
+#ifdef PLATTER_HOST
+/* Fuzzers start anew. The device is no more: what it has not read of what was sent comes back. */
+void virtio_net_abandon(struct virtio_net *net);
+/* There is no interface, and no packet of it anywhere. */
+void virtio_net_forget(void);
+#endif
+
 #endif

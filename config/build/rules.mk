@@ -1,5 +1,5 @@
 # What is compiled, how, and into what. Called by build.sh from the top of the tree:
-#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|deaths|unit|fuzz|commands}
+#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|deaths|unit|fuzz|coverage|commands}
 # Third-party sources are unpacked in build/deps before make starts (fetch.sh).
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
@@ -12,7 +12,9 @@ BUILD  := build
 DEPS   := $(BUILD)/deps
 OUT    := $(BUILD)/$(TARGET)
 UNIT   := $(BUILD)/unit
-FUZZ   := $(BUILD)/fuzz
+# With COVERAGE=yes the fuzzers are built a second time, so that they tell which lines they reach.
+COVERAGE ?=
+FUZZ   := $(BUILD)/$(if $(COVERAGE),coverage/fuzz,fuzz)
 include config/targets/$(TARGET).mk
 
 # $(call files_below,FOLDER/,PATTERN…): every file below it that matches.
@@ -53,10 +55,15 @@ HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
     apps/nbd/wire.c apps/nbd/export.c apps/nbd/share.c apps/nbd/payload.c apps/nbd/access.c apps/nbd/configure.c
 
 # Fuzzers: each tests/fuzz/fuzz_NAME.c is a program, linked with what it needs of the same sources, and
-# of the NBD server, which is there without lwIP: a target brings the network that it wants.
+# of the NBD server and the network. A target may bring a network of its own: what it defines itself is
+# not taken from the library.
 FUZZ_TARGETS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_HELPERS := $(filter-out $(FUZZ_TARGETS),$(wildcard tests/fuzz/*.c))
-FUZZ_SOURCES := $(sort $(HOST_SOURCES) net/counters.c $(wildcard apps/nbd/*.c))
+FUZZ_SOURCES := $(sort $(HOST_SOURCES) $(wildcard net/*.c apps/nbd/*.c))
+
+# What neither of them links counts too when the lines are counted: as never reached.
+COVERAGE_SOURCES := $(filter-out $(FUZZ_SOURCES) apps/selftest/% apps/deaths/%,\
+    $(foreach folder,core/ net/ blk/ apps/,$(call files_below,$(folder),%.c)))
 
 # Third party, from the unpacked trees.
 LWIP_SOURCES := $(wildcard $(DEPS)/lwip/src/core/*.c $(DEPS)/lwip/src/core/ipv4/*.c \
@@ -114,9 +121,13 @@ FLAGS_HOST := -std=c17 -D_DEFAULT_SOURCE -DPLATTER_HOST -g -O1 -fno-omit-frame-p
 HOST_WRAP := $(foreach name,malloc calloc aligned_alloc,-Wl,--wrap=$(name))
 FLAGS_HOST_THIRD := -std=gnu17 -g -O1 -w $(HOST_SANITIZE) -isystem $(DEPS)/libfdt/libfdt
 
+# lwIP on this machine. Its test mode lets its timers be forgotten, for another life in one process.
+LWIP_HOST := -DLWIP_TESTMODE=1 -I. -Inet/port -iquote config -isystem $(DEPS)/lwip/src/include
+
 # The fuzzers are told by the compiler which branches an input has taken.
-FLAGS_FUZZ := $(filter-out $(HOST_COVERAGE),$(FLAGS_HOST)) -fsanitize=fuzzer-no-link
-FLAGS_FUZZ_THIRD := $(FLAGS_HOST_THIRD) -fsanitize=fuzzer-no-link
+FLAGS_FUZZ := $(filter-out $(if $(COVERAGE),,$(HOST_COVERAGE)),$(FLAGS_HOST)) -fsanitize=fuzzer-no-link \
+    $(LWIP_HOST)
+FLAGS_FUZZ_THIRD := $(FLAGS_HOST_THIRD) -fsanitize=fuzzer-no-link $(LWIP_HOST)
 
 # On the host, our mem* functions take other names, so that a test can compare them with libc's.
 FLAGS_HOST_MEM := -fno-builtin $(foreach name,memcpy memmove memset memcmp,-D$(name)=platter_$(name))
@@ -149,8 +160,9 @@ fuzzed  = $(patsubst %,$(FUZZ)/obj/%.o,$(patsubst $(DEPS)/%,deps/%,$1))
 HOST_OBJECTS   := $(call hosted,$(HOST_SOURCES) $(LIBFDT_SOURCES))
 HELPER_OBJECTS := $(call hosted,$(UNIT_HELPERS))
 TEST_OBJECTS   := $(call hosted,$(UNIT_TESTS))
-FUZZ_OBJECTS   := $(call fuzzed,$(FUZZ_SOURCES) $(LIBFDT_SOURCES) $(FUZZ_HELPERS))
+FUZZ_OBJECTS   := $(call fuzzed,$(FUZZ_SOURCES) $(LIBFDT_SOURCES) $(LWIP_SOURCES) $(FUZZ_HELPERS))
 FUZZ_TARGET_OBJECTS := $(call fuzzed,$(FUZZ_TARGETS))
+COVERAGE_OBJECTS := $(call fuzzed,$(COVERAGE_SOURCES))
 FUZZ_PROGRAMS  := $(patsubst tests/fuzz/fuzz_%.c,$(FUZZ)/%,$(FUZZ_TARGETS))
 TEST_PROGRAMS  := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_TESTS))
 
@@ -161,9 +173,10 @@ $(call key,asm,$(FLAGS_ASM))
 $(call key,third,$(FLAGS_THIRD))
 $(call key,host,$(FLAGS_HOST) $(FLAGS_HOST_MEM))
 $(call key,host-third,$(FLAGS_HOST_THIRD))
-$(call key,fuzz,$(FLAGS_FUZZ) $(FLAGS_HOST_MEM))
-$(call key,fuzz-third,$(FLAGS_FUZZ_THIRD))
-$(call key,fuzz-objects,$(FUZZ_OBJECTS))
+FUZZ_KEY := fuzz$(if $(COVERAGE),-coverage)
+$(call key,$(FUZZ_KEY),$(FLAGS_FUZZ) $(FLAGS_HOST_MEM))
+$(call key,$(FUZZ_KEY)-third,$(FLAGS_FUZZ_THIRD))
+$(call key,$(FUZZ_KEY)-objects,$(FUZZ_OBJECTS))
 $(call key,picolibc,$(PICOLIBC_KEY))
 $(call key,platter,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(LIBRARY_OBJECTS))
 $(call key,selftest,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(SELFTEST_OBJECTS) $(LIBRARY_OBJECTS))
@@ -197,29 +210,31 @@ $(UNIT)/obj/%.c.o: %.c $(KEYS)/host
 $(UNIT)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/host-third
 	$(call QUIET,HOST )$(CLANG) $(FLAGS_HOST_THIRD) -MD -MP -c $< -o $@
 
-$(FUZZ)/obj/core/lib/mem_%.c.o: core/lib/mem_%.c $(KEYS)/fuzz
+$(FUZZ)/obj/core/lib/mem_%.c.o: core/lib/mem_%.c $(KEYS)/$(FUZZ_KEY)
 	$(call QUIET,FUZZ )$(CLANG) $(FLAGS_FUZZ) $(FLAGS_HOST_MEM) $(DEPEND) -c $< -o $@
 
-$(FUZZ)/obj/%.c.o: %.c $(KEYS)/fuzz
+$(FUZZ)/obj/%.c.o: %.c $(KEYS)/$(FUZZ_KEY)
 	$(call QUIET,FUZZ )$(CLANG) $(FLAGS_FUZZ) $(DEPEND) -c $< -o $@
 
-$(FUZZ)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/fuzz-third
+$(FUZZ)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/$(FUZZ_KEY)-third
 	$(call QUIET,FUZZ )$(CLANG) $(FLAGS_FUZZ_THIRD) -MD -MP -c $< -o $@
 
 # Lists of what each object depends on; a missing one is simply not there yet.
 ALL_OBJECTS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(LIBRARY_OBJECTS) \
-    $(START_OBJECTS) $(HOST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) $(FUZZ_OBJECTS) $(FUZZ_TARGET_OBJECTS)
+    $(START_OBJECTS) $(HOST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) $(FUZZ_OBJECTS) $(FUZZ_TARGET_OBJECTS) \
+    $(COVERAGE_OBJECTS)
 -include $(wildcard $(ALL_OBJECTS:.o=.d))
 
 # --- Products -------------------------------------------------------------------------------------
 
-.PHONY: build selftest deaths unit fuzz commands
+.PHONY: build selftest deaths unit fuzz coverage commands
 
 build: $(OUT)/platter.elf $(OUT)/start.bin $(BUILD)/compile_commands.json
 selftest: $(OUT)/selftest.elf $(OUT)/start.bin
 deaths: $(OUT)/deaths.elf $(OUT)/start.bin
 unit: $(TEST_PROGRAMS)
 fuzz: $(FUZZ_PROGRAMS)
+coverage: $(FUZZ_PROGRAMS) $(COVERAGE_OBJECTS)
 
 # Leaves the objects that lint needs the commands of.
 commands: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(TEST_OBJECTS) \
@@ -256,13 +271,13 @@ $(UNIT)/test_%: $(UNIT)/obj/tests/unit/test_%.c.o $(HELPER_OBJECTS) $(UNIT)/libp
 	@$(CLANG) $(HOST_SANITIZE) $(HOST_COVERAGE) $(HOST_WRAP) -o $@ $< $(HELPER_OBJECTS) \
 	    $(UNIT)/libplatter-host.a -lcmocka -lpthread
 
-$(FUZZ)/libplatter-fuzz.a: $(FUZZ_OBJECTS) $(KEYS)/fuzz-objects
+$(FUZZ)/libplatter-fuzz.a: $(FUZZ_OBJECTS) $(KEYS)/$(FUZZ_KEY)-objects
 	@rm -f $@
 	@$(AR) rcs $@ $(FUZZ_OBJECTS)
 
 $(FUZZ)/%: $(FUZZ)/obj/tests/fuzz/fuzz_%.c.o $(FUZZ)/libplatter-fuzz.a
 	@echo "  LINK   $@"
-	@$(CLANG) $(HOST_SANITIZE) -fsanitize=fuzzer -o $@ $< $(FUZZ)/libplatter-fuzz.a
+	@$(CLANG) $(HOST_SANITIZE) $(if $(COVERAGE),$(HOST_COVERAGE)) -fsanitize=fuzzer -o $@ $< $(FUZZ)/libplatter-fuzz.a
 
 # One entry for each of our own files: as it is compiled for the target, else as for the host.
 COMMANDS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) \

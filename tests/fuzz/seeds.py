@@ -224,6 +224,51 @@ def clients() -> Iterator[Seed]:
     yield "four", b"\x7c" + four + load * 4 + b"\5\0" + load + b"\x45\1" + load
 
 
+def network_step(kind: int, word: int, *more: int, data: bytes = b"") -> bytes:
+    """As fuzz_net.c reads it; words of 16 bits follow, then bytes."""
+    return bytes([kind, word]) + struct.pack(f"<{len(more)}H", *more) + data
+
+
+def networks() -> Iterator[Seed]:
+    mss, scale, sack = b"\2\4\5\xb4", b"\3\3\7", b"\4\2"
+    plain, offloads = 1 << 16, 1 << 16 | 1 << 15 | 1 << 11 | 1 << 7 | 1 << 1 | 1 << 0 | 1 << 28 | 1 << 29
+    options = {"none": b"", "mss": mss, "scaled": mss + b"\1" + scale + sack, "small": b"\2\4\0\x58"}
+    for feature_name, features in (("plain", plain), ("offloads", offloads)):
+        vouch = b"\2" if features & 2 else b""
+        for option_name, option in options.items():
+            for kind, name in enumerate(("echo", "silent", "late", "talker")):
+                word = 3 * kind
+                connect = bytes([0, word, len(option)]) + struct.pack("<H", 8000) + option
+                acknowledge = network_step(1, word, 60000, data=vouch)
+                seed = bytes([6, 0]) + struct.pack("<I", features) + connect + acknowledge
+                turn = network_step(3, word, 3000) + network_step(12, 0) + acknowledge
+                seed += turn * 4 + network_step(12, 0) * 8 + acknowledge * 4
+                yield f"{feature_name}-{option_name}-{name}", seed + network_step(8, word) + acknowledge
+                loss = network_step(11, word) + network_step(5, word, data=b"\xff\x00\3")
+                loss += network_step(6, word, 60, data=b"\7") + network_step(1, 0xC0 | word, 900, data=4 * vouch)
+                loss += network_step(13, 1) + turn + network_step(15, 9) + network_step(13, 0xFE)
+                loss += network_step(14, 6, data=b"\0") + turn + network_step(14, 6, data=b"\1") + network_step(15, 13)
+                yield f"{feature_name}-{option_name}-{name}-lossy", seed + loss * 2 + network_step(8, 0x80 | word)
+    offer = b"\x35\1\2\x36\4\x0a\0\2\2\1\4\xff\xff\xff\0\3\4\x0a\0\2\2\x33\4\0\0\0\x78\xff"
+    reply = network_step(10, 0, len(offer), data=offer) + network_step(15, 6)
+    accepted = offer.replace(b"\x35\1\2", b"\x35\1\5")
+    head = bytes([6, 1]) + struct.pack("<I", plain)
+    yield "dhcp", head + reply + network_step(10, 0, len(offer), data=accepted) + network_step(15, 13) * 12
+    refused = offer.replace(b"\x35\1\2", b"\x35\1\6")
+    yield "dhcp-refused", head + reply + network_step(10, 0, len(offer), data=refused) + reply
+    echo = bytes.fromhex("525400123456525400123457080045000020000100004001000000000000") + bytes([10, 0, 2, 2])
+    echo = echo[:26] + bytes([10, 0, 2, 2, 10, 0, 2, 15]) + bytes.fromhex("0800000000010001") + b"ping"
+    who = b"\xff" * 6 + bytes.fromhex("5254001234570806" "0001080006040001" "525400123457") + bytes([10, 0, 2, 2])
+    who += bytes(6) + bytes([10, 0, 2, 15])
+    for name, frame in (("ping", echo), ("arp", who)):
+        yield name, bytes([6, 0]) + struct.pack("<I", offloads) + network_step(9, 1, len(frame), data=frame) * 2
+    lies = bytes([15, 0x80, 1, 0, 20, 0]) + bytes([15, 0x80, 0x84, 2, 3, 0, 60, 0]) + bytes([15, 0x80, 2, 9])
+    for name, word in (("lies", 6), ("lies-never-resets", 0x0E), ("lies-small", 0x11)):
+        yield name, bytes([word, 0]) + struct.pack("<I", offloads) + connect + lies + turn
+    config = bytes.fromhex("525400123456") + struct.pack("<HHH", 1, 1, 1400)
+    yield "config", bytes([0x26, 0]) + struct.pack("<I", offloads | 8) + config + bytes([12]) + connect + turn
+
+
 def main() -> None:
     targets = {
         "device_tree": device_trees,
@@ -232,6 +277,7 @@ def main() -> None:
         "virtqueue": rings,
         "virtio_blk": disks,
         "nbd": clients,
+        "net": networks,
     }
     for target, seeds in targets.items():
         folder = Path(sys.argv[1]) / target
