@@ -2,6 +2,9 @@
 # `fuzz`: libFuzzer on what reads from outside. `test` uses the same functions for its short rounds.
 
 FUZZ_OUT=$BUILD/fuzz
+FUZZ_PROGRAMS=$FUZZ_OUT         # where the targets are; `coverage` has its own
+FUZZ_CORPUS=$FUZZ_OUT/corpus    # what runs find worth keeping
+FUZZ_MAKE=()                    # more words for make
 FUZZ_SECONDS=60
 FUZZ_AT_A_TIME=2
 FUZZ_INPUT_SECONDS=10  # one input may take; more is a finding
@@ -38,7 +41,7 @@ fuzz_targets() {
 fuzz_build() { # target…
   need packages build
   packages_main build run fuzz
-  build_make "${@/#/$FUZZ_OUT/}"
+  build_make "${FUZZ_MAKE[@]}" "${@/#/$FUZZ_PROGRAMS/}"
   PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 tests/fuzz/seeds.py "$FUZZ_OUT/seeds" || die "no seeds for the fuzzers"
 }
 
@@ -47,11 +50,11 @@ fuzz_run() { # target log option…
   local target=$1 log=$2
   local -a options=(-timeout="$FUZZ_INPUT_SECONDS" -rss_limit_mb="$FUZZ_MEMORY_MIB" -max_len="$FUZZ_LENGTH_MAX"
     -artifact_prefix="$FUZZ_OUT/found/$target-" -print_final_stats=1)
-  local -a folders=("$FUZZ_OUT/corpus/$target" "$FUZZ_OUT/seeds/$target")
+  local -a folders=("$FUZZ_CORPUS/$target" "$FUZZ_OUT/seeds/$target")
   mkdir -p "$FUZZ_OUT/found" "${folders[@]}"
   [[ ! -d tests/fuzz/regressions/$target ]] || folders+=("tests/fuzz/regressions/$target")
   [[ ! -e tests/fuzz/$target.dict ]] || options+=(-dict="tests/fuzz/$target.dict")
-  UBSAN_OPTIONS=print_stacktrace=1 "$FUZZ_OUT/$target" "${options[@]}" "${@:3}" "${folders[@]}" >"$log" 2>&1
+  UBSAN_OPTIONS=print_stacktrace=1 "$FUZZ_PROGRAMS/$target" "${options[@]}" "${@:3}" "${folders[@]}" >"$log" 2>&1
 }
 
 # What a person needs to know of a run that failed.

@@ -114,7 +114,8 @@ test_fuzz() {
   need fuzz
   mapfile -t targets < <(fuzz_targets)
   fuzz_build "${targets[@]}"
-  rm -rf "$FUZZ_OUT/corpus" # a test begins with what everybody has
+  FUZZ_CORPUS=$TEST_OUT/corpus # a test begins with what everybody has
+  rm -rf "$FUZZ_CORPUS"
   for name in "${targets[@]}"; do
     if fuzz_run "$name" "$TEST_OUT/fuzz-$name.log" -runs=0; then
       test_add 1 0 0
