@@ -37,7 +37,7 @@ MIB = 1024 * KIB
 BLOCK = 512
 SIZE = 32 * MIB
 CLIENTS = 2
-SLOT = 64 * KIB  # what one write in flight has for itself
+SLOT = 256 * KIB  # what one write in flight has for itself
 SLOTS = SIZE // SLOT // CLIENTS
 CUT_AFTER_S = 0.6  # at most, once a write has been acknowledged
 FIRST_ANSWER_S = 20
@@ -173,7 +173,7 @@ class Writer:
             return request_bytes(Command.FLUSH, cookie=self.cookie)
         slot = self.free.pop(self.luck.randrange(len(self.free)))
         first = self.luck.randrange(SLOT // BLOCK)
-        count = min(self.luck.choice([1, 8, 8, 8, 64, 128]), SLOT // BLOCK - first)
+        count = min(self.luck.choice([1, 8, 8, 8, 64, 128, 500]), SLOT // BLOCK - first)
         start = slot * (SLOT // BLOCK) + first
         blocks = range(start, start + count)
         is_fua = self.luck.random() < self.fua_share
