@@ -5,7 +5,10 @@
 #define BOOT_HOST_HOST_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+
+struct mmio;
 
 /* The clock as it is now; going back is the caller's risk. */
 void host_clock_set(uint64_t now_ns);
@@ -23,5 +26,13 @@ void host_set_halt(host_halt *halt);
 
 /* Where the sequence of arch_entropy starts. */
 void host_set_entropy(uint64_t seed);
+
+/* What device registers do: `read` and `write` of `bytes` bytes (1, 2 or 4) at `offset` of a
+ * device's registers, which lie where core/dev/mmio.h says. NULL: they are memory. Both or neither.
+ */
+typedef uint32_t host_mmio_read(const struct mmio *mmio, size_t offset, unsigned bytes);
+typedef void host_mmio_write(const struct mmio *mmio, size_t offset, unsigned bytes,
+                             uint32_t value);
+void host_set_mmio(host_mmio_read *read, host_mmio_write *write);
 
 #endif

@@ -86,3 +86,11 @@ bool irq_get_info(unsigned index, struct irq_info *info) {
 uint64_t irq_spurious(void) {
     return spurious;
 }
+
+#ifdef PLATTER_HOST
+void irq_forget(void) {
+    handler_count = 0;
+    controllers = NULL;
+    spurious = 0;
+}
+#endif

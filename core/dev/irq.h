@@ -43,4 +43,9 @@ bool irq_get_info(unsigned index, struct irq_info *info);
 /* Interrupts that no handler knew. */
 uint64_t irq_spurious(void);
 
+#ifdef PLATTER_HOST
+/* Fuzzers start anew: no controller, no handler. */
+void irq_forget(void);
+#endif
+
 #endif

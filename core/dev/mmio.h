@@ -18,6 +18,35 @@ static inline struct mmio mmio_map(struct phys_range range) {
     return (struct mmio){pointer_of(range.start), range.length};
 }
 
+#ifdef PLATTER_HOST
+/* Tests have models of devices: boot/host/mmio.c. `bytes` is 1, 2 or 4. */
+uint32_t mmio_model_read(const struct mmio *mmio, size_t offset, unsigned bytes);
+void mmio_model_write(const struct mmio *mmio, size_t offset, unsigned bytes, uint32_t value);
+
+static inline uint8_t mmio_read8(const struct mmio *mmio, size_t offset) {
+    return (uint8_t)mmio_model_read(mmio, offset, 1);
+}
+
+static inline void mmio_write8(const struct mmio *mmio, size_t offset, uint8_t value) {
+    mmio_model_write(mmio, offset, 1, value);
+}
+
+static inline uint16_t mmio_read16(const struct mmio *mmio, size_t offset) {
+    return (uint16_t)mmio_model_read(mmio, offset, 2);
+}
+
+static inline void mmio_write16(const struct mmio *mmio, size_t offset, uint16_t value) {
+    mmio_model_write(mmio, offset, 2, value);
+}
+
+static inline uint32_t mmio_read32(const struct mmio *mmio, size_t offset) {
+    return mmio_model_read(mmio, offset, 4);
+}
+
+static inline void mmio_write32(const struct mmio *mmio, size_t offset, uint32_t value) {
+    mmio_model_write(mmio, offset, 4, value);
+}
+#else
 static inline uint8_t mmio_read8(const struct mmio *mmio, size_t offset) {
     return mmio->base[offset];
 }
@@ -41,5 +70,7 @@ static inline uint32_t mmio_read32(const struct mmio *mmio, size_t offset) {
 static inline void mmio_write32(const struct mmio *mmio, size_t offset, uint32_t value) {
     *(volatile uint32_t *)(mmio->base + offset) = value;
 }
+
+#endif
 
 #endif

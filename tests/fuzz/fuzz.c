@@ -11,6 +11,7 @@
 #include "boot/host/host.h"
 #include "core/config.h"
 #include "core/dev/device_node.h"
+#include "core/dev/irq.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
 #include "core/mem/poison.h"
@@ -25,8 +26,8 @@ static size_t log_used;
 
 bool heap_checks = false;
 
-/* The targets call drivers directly. */
-const struct virtio_driver *const platter_virtio_drivers[] = {NULL};
+/* Most targets call drivers directly; one that goes through a transport has a table of its own. */
+__attribute__((weak)) const struct virtio_driver *const platter_virtio_drivers[] = {NULL};
 
 /* The last of it: half is dropped when it is full. */
 static void keep_log(void *unused, const char *text, size_t length) {
@@ -95,6 +96,7 @@ void fuzz_log_again(void) {
 void fuzz_begin(void) {
     host_clock_set(NS_PER_S);
     host_set_idle(NULL, NULL);
+    host_set_mmio(NULL, NULL);
     host_set_halt(halted);
     fuzz_log_again();
     log_used = 0;
@@ -109,6 +111,7 @@ void fuzz_forget(void) {
     unsigned count = 0;
     scheduler_forget();
     device_tree_forget();
+    irq_forget();
     while (block_device_at(count) != NULL) {
         count++;
     }

@@ -269,6 +269,27 @@ def networks() -> Iterator[Seed]:
     yield "config", bytes([0x26, 0]) + struct.pack("<I", offloads | 8) + config + bytes([12]) + connect + turn
 
 
+def fw_cfg_file(name: bytes, size: int, selector: int) -> bytes:
+    """QEMU, docs/specs/fw_cfg: an entry of the directory."""
+    return struct.pack(">IHH56s", size, selector, 0, name)
+
+
+def registers() -> Iterator[Seed]:
+    """As fuzz_registers.c reads them: which device, bytes of its registers."""
+    for name, size in (("virtio", 0x140), ("bare", 0x100), ("short", 0x80)):
+        yield name, struct.pack("<BH", 0, size)
+        yield f"{name}-lies", struct.pack("<BH", 0, size) + bytes(range(1, 120)) * 2
+    yield "interrupts", struct.pack("<BH", 0, 0x140) + bytes([1] * 20 + [4, 8, 2, 0, 1, 3, 3, 2, 1] * 9)
+    files = fw_cfg_file(b"etc/other", 7, 0x20) + fw_cfg_file(b"opt/file", 40, 0x21)
+    for name, room in (("file", 100), ("file-fits", 40), ("file-too-long", 39)):
+        yield name, struct.pack("<BHH", 1, 16, room) + struct.pack(">I", 2) + files
+    yield "no-file", struct.pack("<BHH", 1, 16, 10) + struct.pack(">I", 1) + files
+    yield "endless", struct.pack("<BHH", 1, 16, 10) + struct.pack(">I", 2**32 - 1)
+    for shift in range(4):
+        keys = bytes([1, 8, 1, ord("s"), 1, 8, 1, 3]) * 20
+        yield f"keys{shift}", struct.pack("<BBH", 2, 0x80 | shift, 256) + keys
+
+
 def main() -> None:
     targets = {
         "device_tree": device_trees,
@@ -278,6 +299,7 @@ def main() -> None:
         "virtio_blk": disks,
         "nbd": clients,
         "net": networks,
+        "registers": registers,
     }
     for target, seeds in targets.items():
         folder = Path(sys.argv[1]) / target
