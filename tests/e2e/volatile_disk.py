@@ -2,8 +2,9 @@
 image.
 
 What was written is in the cache; a flush makes durable what had been answered before it came. Writes are
-held back now and then, and answered after requests that came later, as a disk with many heads would. At
-the cut each block holds what is durable, or any one of the values written to it since.
+held back now and then, and done after requests that came later, as a disk with many heads would; a flush
+is done at once, and answered late, so that what is done meanwhile is not part of it. At the cut each
+block holds what is durable, or any one of the values written to it since.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from nbd_wire import (
 
 BLOCK = 512
 HELD_MAX = 8
-HELD_SHARE = 0.3  # of the writes are answered later
+HELD_SHARE = 0.3  # of the requests are answered later
 HELD_S = 0.002  # at most, when nothing else comes
 DROPPED_SHARE = 0.7  # of the blocks in the cache hold what is durable after the cut
 PATIENCE_S = 30
@@ -42,9 +43,9 @@ PATIENCE_S = 30
 @dataclass
 class Held:
     cookie: int
-    offset: int
-    data: bytes
-    is_fua: bool
+    offset: int = 0
+    data: bytes = b""  # none for a flush
+    is_fua: bool = False
 
 
 class VolatileDisk:
@@ -132,22 +133,23 @@ class VolatileDisk:
         if command == Command.DISC:
             return False
         if command == Command.WRITE:
-            self._write(Held(cookie, offset, self._receive(length), bool(flags & CommandFlag.FUA)))
+            is_fua = bool(flags & CommandFlag.FUA)
+            self._begin(Held(cookie, offset, self._receive(length), is_fua))
         elif command == Command.READ:
             self._answer(cookie, self._read(offset, length))
         else:
             assert command == Command.FLUSH, f"command {command} was not offered"
             self._flush()
-            self._answer(cookie)
+            self._begin(Held(cookie))
         return True
 
     # The disk
 
-    def _write(self, write: Held) -> None:
+    def _begin(self, request: Held) -> None:
         if len(self._held) < HELD_MAX and self._luck.random() < HELD_SHARE:
-            self._held.append(write)
+            self._held.append(request)
         else:
-            self._complete(write)
+            self._complete(request)
 
     def _complete(self, write: Held) -> None:
         blocks = range(write.offset // BLOCK, (write.offset + len(write.data)) // BLOCK)
