@@ -81,7 +81,7 @@ class Guest:
         ]
         # setpriv ties unshare to us, --kill-child ties the guest to unshare, and the guest is
         # process 1 of its namespace, so the processes that UML makes for itself end with it.
-        enclosed = ["setpriv", "--pdeathsig", "KILL", *_unshare(), "--kill-child=KILL"]
+        enclosed = ["setpriv", "--pdeathsig", "KILL", *unshare_words(), "--kill-child=KILL"]
         enclosed += [sys.executable, str(Path(__file__).with_name("enclosure.py"))]
         enclosed += [str(guest_hand_over.fileno()), f"{GATEWAY}/{PREFIX_BITS}", str(SERVER_PORT)]
         process = subprocess.Popen(
@@ -183,14 +183,14 @@ class Guest:
             self._relay.close()
 
 
-def _unshare() -> list[str]:
+def unshare_words() -> list[str]:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *user, "--net", "--pid", "--fork", "--mount-proc"]
 
 
 def why_impossible() -> str | None:
     """The reason why no guest can run on this host, or None."""
-    probe = [*_unshare(), "ip", "tuntap", "add", "tap0", "mode", "tap"]
+    probe = [*unshare_words(), "ip", "tuntap", "add", "tap0", "mode", "tap"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         tried = subprocess.run(probe, capture_output=True, text=True, timeout=10)
         if tried.returncode == 0:
