@@ -3,8 +3,8 @@ image.
 
 What was written is in the cache; a flush makes durable what had been answered before it came. Writes are
 held back now and then, and done after requests that came later, as a disk with many heads would; a flush
-is done at once, and answered late, so that what is done meanwhile is not part of it. At the cut each
-block holds what is durable, or any one of the values written to it since.
+may be answered late, and be done when it comes or when it is answered: what is written meanwhile is not
+part of it. At the cut each block holds what is durable, or any one of the values written to it since.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Held:
     offset: int = 0
     data: bytes = b""  # none for a flush
     is_fua: bool = False
+    covers: int = 0  # by a flush: all that was written up to this one
 
 
 class VolatileDisk:
@@ -53,8 +54,9 @@ class VolatileDisk:
 
     def __init__(self, path: Path, size: int, luck: random.Random) -> None:
         self.durable = bytearray(size)
-        self.cache: dict[int, list[bytes]] = {}  # of each block, in the order of their writing
-        self.flushes = 0
+        # What is not durable of each block, with the number of the write, in their order.
+        self.cache: dict[int, list[tuple[int, bytes]]] = {}
+        self.writes = 0
         self._luck = luck
         self._held: list[Held] = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -70,7 +72,7 @@ class VolatileDisk:
         image = bytearray(self.durable)
         for block, values in self.cache.items():
             if self._luck.random() >= DROPPED_SHARE:
-                image[block * BLOCK : (block + 1) * BLOCK] = self._luck.choice(values)
+                image[block * BLOCK : (block + 1) * BLOCK] = self._luck.choice(values)[1]
         return bytes(image)
 
     def close(self) -> None:
@@ -139,8 +141,7 @@ class VolatileDisk:
             self._answer(cookie, self._read(offset, length))
         else:
             assert command == Command.FLUSH, f"command {command} was not offered"
-            self._flush()
-            self._begin(Held(cookie))
+            self._begin_flush(Held(cookie))
         return True
 
     # The disk
@@ -151,27 +152,46 @@ class VolatileDisk:
         else:
             self._complete(request)
 
-    def _complete(self, write: Held) -> None:
-        blocks = range(write.offset // BLOCK, (write.offset + len(write.data)) // BLOCK)
-        for index, block in enumerate(blocks):
-            self.cache.setdefault(block, []).append(write.data[index * BLOCK : (index + 1) * BLOCK])
-        if write.is_fua:
-            for block in blocks:
-                self._make_durable(block)
-        self._answer(write.cookie)
+    def _begin_flush(self, flush: Held) -> None:
+        flush.covers = self.writes
+        if self._luck.random() < 0.5:
+            self._make_all_durable(flush.covers)
+        self._begin(flush)
 
-    def _make_durable(self, block: int) -> None:
-        self.durable[block * BLOCK : (block + 1) * BLOCK] = self.cache.pop(block)[-1]
+    def _complete(self, request: Held) -> None:
+        if not request.data:
+            self._make_all_durable(request.covers)
+        else:
+            self._write(request)
+        self._answer(request.cookie)
 
-    def _flush(self) -> None:
-        self.flushes += 1
+    def _write(self, request: Held) -> None:
+        self.writes += 1
+        first = request.offset // BLOCK
+        for at in range(0, len(request.data), BLOCK):
+            block = first + at // BLOCK
+            value = self.writes, request.data[at : at + BLOCK]
+            self.cache.setdefault(block, []).append(value)
+            if request.is_fua:
+                self._make_durable(block, self.writes)
+
+    def _make_durable(self, block: int, up_to: int) -> None:
+        values = self.cache[block]
+        covered = [value for number, value in values if number <= up_to]
+        if covered:
+            self.durable[block * BLOCK : (block + 1) * BLOCK] = covered[-1]
+            del values[: len(covered)]
+        if not values:
+            del self.cache[block]
+
+    def _make_all_durable(self, up_to: int) -> None:
         for block in list(self.cache):
-            self._make_durable(block)
+            self._make_durable(block, up_to)
 
     def _read(self, offset: int, length: int) -> bytes:
         data = bytearray(self.durable[offset : offset + length])
         for at in range(offset // BLOCK, (offset + length) // BLOCK):
             if at in self.cache:
                 start = at * BLOCK - offset
-                data[start : start + BLOCK] = self.cache[at][-1]
+                data[start : start + BLOCK] = self.cache[at][-1][1]
         return bytes(data)
