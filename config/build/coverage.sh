@@ -41,8 +41,8 @@ coverage_fuzz() { # seconds
   local target seconds=$1
   local -a targets=()
   need fuzz
-  FUZZ_PROGRAMS=$COVERAGE_OUT/fuzz
-  FUZZ_MAKE=(COVERAGE=yes)
+  # shellcheck disable=SC2034 # fuzz.sh reads them
+  FUZZ_PROGRAMS=$COVERAGE_OUT/fuzz FUZZ_MAKE=(COVERAGE=yes)
   mapfile -t targets < <(fuzz_targets)
   fuzz_build "${targets[@]}"
   build_make COVERAGE=yes coverage

@@ -96,7 +96,8 @@ static int queue_enable(struct virtio_transport *transport, unsigned index, unsi
                         struct phys_addr descriptors, struct phys_addr driver_area,
                         struct phys_addr device_area) {
     (void)transport;
-    FUZZ_CHECK(index < QUEUES && size > 0 && size <= device.options.ring_size);
+    FUZZ_CHECK(index < QUEUES);
+    FUZZ_CHECK(size > 0 && size <= device.options.ring_size);
     device.queues[index] = (struct queue){.descriptors = pointer_of(descriptors),
                                           .available = pointer_of(driver_area),
                                           .used = pointer_of(device_area),
