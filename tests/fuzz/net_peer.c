@@ -229,16 +229,19 @@ static void note_options(struct net_peer *peer, const uint8_t *options, size_t b
     }
 }
 
-size_t net_peer_connect(struct net_peer *peer, unsigned kind, uint16_t window,
+size_t net_peer_connect(struct net_peer *peer, unsigned kind, bool again, uint16_t window,
                         const uint8_t *options, size_t option_bytes, uint8_t *frame) {
     uint32_t address = peer->address;
+    uint16_t port_before = peer->port;
     generation++;
+    again = again && peer->is_used;
     option_bytes = option_bytes < OPTIONS_MAX ? option_bytes : OPTIONS_MAX;
     *peer = (struct net_peer){.address = address,
-                              .port = (uint16_t)(20000 + 4 * generation + kind % 4),
+                              .port = again ? port_before
+                                            : (uint16_t)(20000 + 4 * generation + kind % 4),
                               .is_used = true,
                               .is_trusted = true,
-                              .isn = 1000u * generation,
+                              .isn = UINT32_C(10000000) * generation,
                               .edge = window,
                               .scale_told = UINT8_MAX};
     note_options(peer, options, option_bytes);

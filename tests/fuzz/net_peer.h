@@ -66,8 +66,9 @@ struct net_segment {
 };
 size_t net_peer_segment(struct net_peer *peer, const struct net_segment *segment, uint8_t *frame);
 
-/* A new connection of the peer's: the frame with its SYN. The port says what the server does. */
-size_t net_peer_connect(struct net_peer *peer, unsigned kind, uint16_t window,
+/* A new connection of the peer's, from the same port as the last if `again`: the frame with its
+ * SYN. The port says what the server does. */
+size_t net_peer_connect(struct net_peer *peer, unsigned kind, bool again, uint16_t window,
                         const uint8_t *options, size_t option_bytes, uint8_t *frame);
 
 /* A DHCP reply to the last question heard, with these options behind the magic cookie. */

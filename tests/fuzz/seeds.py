@@ -265,6 +265,15 @@ def networks() -> Iterator[Seed]:
     lies = bytes([15, 0x80, 1, 0, 20, 0]) + bytes([15, 0x80, 0x84, 2, 3, 0, 60, 0]) + bytes([15, 0x80, 2, 9])
     for name, word in (("lies", 6), ("lies-never-resets", 0x0E), ("lies-small", 0x11)):
         yield name, bytes([word, 0]) + struct.pack("<I", offloads) + connect + lies + turn
+    # The server says FIN first; the same port comes again.
+    close = network_step(12, 0x80) + network_step(1, 0, 60000) + network_step(8, 0) + network_step(1, 0, 60000)
+    first = bytes([0, 0, 4]) + struct.pack("<H", 8000) + mss + network_step(1, 0, 60000) + network_step(3, 0, 900)
+    again = bytes([0, 0x81, 4]) + struct.pack("<H", 8000) + mss
+    for words in (0, 4):
+        head = bytes([6, words]) + struct.pack("<I", plain)
+        yield f"again{words}", head + first + close + again.replace(b"\x81", b"\x84") + turn + first
+        late = bytes([0, 6, 4]) + struct.pack("<H", 8000) + mss + network_step(1, 6, 60000)
+        yield f"late{words}", head + late + network_step(3, 6, 8000) * 6 + network_step(5, 6, data=b"\1\xb4\5") * 9 + turn
     config = bytes.fromhex("525400123456") + struct.pack("<HHH", 1, 1, 1400)
     yield "config", bytes([0x26, 0]) + struct.pack("<I", offloads | 8) + config + bytes([12]) + connect + turn
 
