@@ -5,17 +5,18 @@
 TEST_UNIT_SECONDS=120  # for one program
 TEST_GUEST_SECONDS=120 # for the self-test image
 TEST_E2E_SECONDS=1800  # for all of pytest
-TEST_FUZZ_SECONDS=10   # for one target
+TEST_FUZZ_SECONDS=60   # for one target
+TEST_QUICK_SECONDS=10  # for one target, with --quick
 TEST_OUT=$BUILD/test
 
 test_usage() {
   cat <<'END'
-usage: ./build.sh test [unit | fuzz | guest [--sleeps N] | e2e [PYTEST-ARGUMENT…]]
+usage: ./build.sh test [--quick] [unit | fuzz | guest [--sleeps N] | e2e [PYTEST-ARGUMENT…]]
 
-Runs all stages, or the one named:
+Runs all stages, or the one named. With --quick fuzzers get 10 s instead of 60: for the daily loop.
   unit    tests/unit/test_*.c on this machine, under the address and undefined-behaviour sanitizers;
           line coverage by file goes to build/unit/coverage.txt
-  fuzz    tests/fuzz: each target over its seeds and the inputs that once broke it, then 10 s of new ones;
+  fuzz    tests/fuzz: each target over its seeds and the inputs that once broke it, then a minute of new ones;
           ./build.sh fuzz --help says how to look for longer
   guest   the self-test image in QEMU, which prints TAP and powers off; with --sleeps N its hammer
           on sleeping and waking does N reads instead of 20000, some thousand a second
@@ -183,6 +184,10 @@ test_main() {
   local -a stages=(unit fuzz guest e2e) arguments=()
   local stage
   declare -gi TEST_PASSED=0 TEST_FAILED=0 TEST_SKIPPED=0
+  if [[ ${1:-} == --quick ]]; then
+    TEST_FUZZ_SECONDS=$TEST_QUICK_SECONDS
+    shift
+  fi
   case ${1:-} in
     -h | --help) test_usage && return ;;
     guest)
