@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import signal
 import socket
@@ -231,12 +232,13 @@ class Appliance:
         if self._process is not None and self._process.poll() is None:
             # QEMU would end when `run` does; a stuck one would not.
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-            for child in [int(pid) for pid in children.read_text().split()] + [self._process.pid]:
-                try:
-                    os.kill(child, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            ends = [_kill(int(pid)) for pid in [*children.read_text().split(), self._process.pid]]
             self._process.wait()
+            # Of QEMU, too: what it has begun to write may still be under way.
+            for end in ends:
+                if end >= 0:
+                    select.select([end], [], [], STOP_S)
+                    os.close(end)
 
     def close(self) -> None:
         """Kills it and forgets it."""
@@ -259,6 +261,16 @@ class Appliance:
     def kill_all() -> None:
         for appliance in list(Appliance.live):
             appliance.kill()
+
+
+def _kill(pid: int) -> int:
+    """Returns what can be read as soon as the process is gone; -1 when it is."""
+    try:
+        end = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        return end
+    except ProcessLookupError:
+        return -1
 
 
 def free_port() -> int:
