@@ -578,10 +578,25 @@ static err_t check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *head
     return ERR_OK;
 }
 
+/* lwIP cuts a segment at the end of the window when it is in order, but not the first one that it
+ * queues out of order; when its turn comes, an assertion about the window stops the machine. A peer
+ * that keeps to the window sends none; of another it is as good as lost. */
+static bool queues_beyond_window(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                                 const struct pbuf *payload) {
+    if (pcb->state == LISTEN) {
+        return false;
+    }
+    u32_t edge = pcb->rcv_nxt + pcb->rcv_wnd;
+    bool counts_one = (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN)) != 0;
+    u32_t end = header->seqno + payload->tot_len + (counts_one ? 1 : 0);
+    return TCP_SEQ_GT(header->seqno, pcb->rcv_nxt) && TCP_SEQ_LT(header->seqno, edge) &&
+           TCP_SEQ_GT(end, edge);
+}
+
 err_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
                                uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest,
                                const struct pbuf *payload) {
-    return is_answered_already(pcb, header, payload)
+    return is_answered_already(pcb, header, payload) || queues_beyond_window(pcb, header, payload)
                ? ERR_VAL
                : check_options(pcb, header, option_bytes, first_bytes, rest);
 }
