@@ -3,6 +3,7 @@
 
 COVERAGE_OUT=$BUILD/coverage
 COVERAGE_SECONDS=20 # of fuzzing, for each target
+COVERAGE_SIM_RUNS=500
 COVERAGE_PERCENT=90 # of all lines; less fails the command
 
 coverage_usage() {
@@ -60,18 +61,13 @@ coverage_fuzz() { # seconds
   COVERAGE_PROGRAMS+=("${targets[@]/#/$COVERAGE_OUT/fuzz/}")
 }
 
-# The simulator, where there is one: `sim_main --coverage FOLDER` leaves its profiles there, *.profraw, and
-# in FOLDER/programs the names of the programs that have written them, one in a line.
+# The simulator, where there is one: `sim_main --coverage FOLDER` leaves its profiles there.
 coverage_sim() {
-  local -a programs=()
   [[ -e config/build/sim.sh ]] || return 0
   need sim
-  rm -rf "$COVERAGE_OUT/sim"
-  mkdir -p "$COVERAGE_OUT/sim"
-  sim_main --coverage "$COVERAGE_OUT/sim"
-  mapfile -t programs <"$COVERAGE_OUT/sim/programs"
-  COVERAGE_PROGRAMS+=("${programs[@]}")
-  cp "$COVERAGE_OUT"/sim/*.profraw "$COVERAGE_OUT/profile/"
+  sim_main --coverage "$COVERAGE_OUT/profile" --runs "$COVERAGE_SIM_RUNS"
+  unset LLVM_PROFILE_FILE
+  COVERAGE_PROGRAMS+=("$BUILD/sim/coverage/sim")
 }
 
 # What no program links is there as objects: its lines count as never reached.

@@ -30,6 +30,7 @@ struct net_peer {
     bool is_established;
     bool is_trusted;  /* what the input had it say was TCP */
     bool is_finished; /* it has said FIN */
+    bool has_gaps;    /* it has said what lies beyond a gap */
     uint32_t isn;
     uint32_t guest_isn;
     uint32_t sent;     /* places of its stream that it has said so far, without gaps */
