@@ -280,11 +280,11 @@ void virtqueue_destroy(struct virtqueue *queue) {
     }
 }
 
-static void write_descriptor(volatile struct descriptor *descriptor, const struct segment *segment,
-                             uint16_t flags, uint16_t next) {
-    descriptor->address = phys_of(segment->data).value;
-    descriptor->length = segment->length;
-    descriptor->flags = flags;
+static inline void write_descriptor(volatile struct descriptor *descriptor, const void *data,
+                                    uint32_t bytes, unsigned flags, uint16_t next) {
+    descriptor->address = phys_of(data).value;
+    descriptor->length = bytes;
+    descriptor->flags = (uint16_t)flags;
     descriptor->next = next;
 }
 
@@ -303,14 +303,14 @@ static uint16_t add_through_table(struct virtqueue *queue, const struct segment 
     volatile struct descriptor *entries = &queue->tables[(size_t)table * queue->table_size];
     for (unsigned i = 0; i < count; i++) {
         unsigned flags = (i >= out_count ? DESC_WRITE : 0u) | (i + 1 < count ? DESC_NEXT : 0u);
-        write_descriptor(&entries[i], &segments[i], (uint16_t)flags, (uint16_t)(i + 1));
+        write_descriptor(&entries[i], segments[i].data, segments[i].length, flags,
+                         (uint16_t)(i + 1));
     }
     uint16_t head = queue->free_head;
     struct chain *chain = &queue->chains[head];
-    struct segment whole = {(void *)(uintptr_t)entries,
-                            (uint32_t)(count * sizeof(struct descriptor))};
     queue->free_head = chain->next;
-    write_descriptor(&queue->descriptors[head], &whole, DESC_INDIRECT, 0);
+    write_descriptor(&queue->descriptors[head], (void *)(uintptr_t)entries,
+                     (uint32_t)(count * sizeof(struct descriptor)), DESC_INDIRECT, 0);
     chain->count = 1;
     chain->last = head;
     chain->table = table;
@@ -322,20 +322,35 @@ static uint16_t add_directly(struct virtqueue *queue, const struct segment *segm
                              unsigned out_count, unsigned count) {
     uint16_t head = queue->free_head;
     uint16_t at = head;
-    uint16_t last = head;
-    for (unsigned i = 0; i < count; i++) {
+    for (unsigned i = 0; i + 1 < count; i++) {
         uint16_t next = queue->chains[at].next;
-        unsigned flags = (i >= out_count ? DESC_WRITE : 0u) | (i + 1 < count ? DESC_NEXT : 0u);
-        write_descriptor(&queue->descriptors[at], &segments[i], (uint16_t)flags,
-                         i + 1 < count ? next : 0);
-        last = at;
+        write_descriptor(&queue->descriptors[at], segments[i].data, segments[i].length,
+                         (i >= out_count ? DESC_WRITE : 0u) | DESC_NEXT, next);
         at = next;
     }
-    queue->free_head = at;
+    write_descriptor(&queue->descriptors[at], segments[count - 1].data, segments[count - 1].length,
+                     count > out_count ? DESC_WRITE : 0u, 0);
+    queue->free_head = queue->chains[at].next;
     queue->chains[head].count = (uint16_t)count;
-    queue->chains[head].last = last;
+    queue->chains[head].last = at;
     queue->chains[head].table = NO_TABLE;
     return head;
+}
+
+/* Puts a chain that is written into the available ring, where the next kick publishes it. */
+static inline void make_available(struct virtqueue *queue, uint16_t head, uint32_t writable,
+                                  void *token) {
+    struct chain *chain = &queue->chains[head];
+    queue->free_count -= chain->count;
+    chain->token = token;
+    chain->writable = writable;
+    queue->available->heads[queue->available_index & (queue->size - 1)] = head;
+    queue->available_index++;
+    queue->stats.added++;
+    queue->in_flight++;
+    if (queue->in_flight > queue->stats.in_flight_peak) {
+        queue->stats.in_flight_peak = queue->in_flight;
+    }
 }
 
 int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsigned out_count,
@@ -346,8 +361,7 @@ int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsig
         return -EIO;
     }
     bool through_table = should_use_table(queue, count);
-    unsigned need = through_table ? 1 : count;
-    if (need > queue->free_count) {
+    if ((through_table ? 1 : count) > queue->free_count) {
         queue->stats.full++;
         return -ENOSPC;
     }
@@ -358,16 +372,27 @@ int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsig
     }
     uint16_t head = through_table ? add_through_table(queue, segments, out_count, count)
                                   : add_directly(queue, segments, out_count, count);
-    queue->free_count -= need;
-    queue->chains[head].token = token;
-    queue->chains[head].writable = writable;
-    queue->available->heads[queue->available_index & (queue->size - 1)] = head;
-    queue->available_index++;
-    queue->stats.added++;
-    queue->in_flight++;
-    if (queue->in_flight > queue->stats.in_flight_peak) {
-        queue->stats.in_flight_peak = queue->in_flight;
+    make_available(queue, head, writable, token);
+    return 0;
+}
+
+int virtqueue_add_writable(struct virtqueue *queue, void *data, uint32_t bytes, void *token) {
+    ASSERT(token != NULL);
+    if (queue->is_broken) {
+        return -EIO;
     }
+    if (queue->free_count == 0) {
+        queue->stats.full++;
+        return -ENOSPC;
+    }
+    uint16_t head = queue->free_head;
+    struct chain *chain = &queue->chains[head];
+    queue->free_head = chain->next;
+    write_descriptor(&queue->descriptors[head], data, bytes, DESC_WRITE, 0);
+    chain->count = 1;
+    chain->last = head;
+    chain->table = NO_TABLE;
+    make_available(queue, head, bytes, token);
     return 0;
 }
 
@@ -419,7 +444,7 @@ static void *break_queue(struct virtqueue *queue, const char *what, uint32_t id,
     return NULL;
 }
 
-static void *release_chain(struct virtqueue *queue, uint16_t head) {
+static inline void *release_chain(struct virtqueue *queue, uint16_t head) {
     struct chain *chain = &queue->chains[head];
     void *token = chain->token;
     chain->token = NULL;
