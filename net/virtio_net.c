@@ -91,13 +91,16 @@ enum {
 
     BUFFER_PAD = 2,
     BUFFER_BYTES_SMALL = 2048, /* one frame of an Ethernet wire */
-    BUFFER_BYTES_LARGE = 4096, /* frames up to 64 KiB come in chains of these */
+    /* Frames up to 64 KiB come in chains of these. The fewer, the less they cost, so the larger
+     * ones are taken when there is memory for as many as the ring has entries. */
+    BUFFER_BYTES_LARGE = 4096,
+    BUFFER_BYTES_LARGEST = 16384,
     BUFFERS_MIN = 64,
     BUFFERS_MAX = 4096,
     /* Share of the heap that is free at the scan: what is left serves the disks. */
     BUFFER_SHARE = 8,
     FRAME_BUFFERS_MAX =
-        64, /* longest chain taken from the ring: 64 KiB in large buffers and some */
+        64, /* longest chain taken from the ring: 64 KiB in buffers of 4 KiB and some */
     ETHERNET_BYTES = 14,
     FRAME_BYTES_MAX = 65535 + ETHERNET_BYTES,
     MTU_DEFAULT = 1500,
@@ -152,13 +155,11 @@ static size_t header_room(void) {
     return BUFFER_PAD + sizeof(struct net_header);
 }
 
-static unsigned packet_count_for(size_t buffer_bytes) {
-    struct heap_stats heap;
-    heap_get_stats(&heap);
-    size_t share = (heap.bytes_total - heap.bytes_used) / BUFFER_SHARE / buffer_bytes;
-    return (unsigned)(share < BUFFERS_MIN   ? BUFFERS_MIN
-                      : share > BUFFERS_MAX ? BUFFERS_MAX
-                                            : share);
+static unsigned packet_count_for(size_t room, size_t buffer_bytes) {
+    size_t count = room / buffer_bytes;
+    return (unsigned)(count < BUFFERS_MIN   ? BUFFERS_MIN
+                      : count > BUFFERS_MAX ? BUFFERS_MAX
+                                            : count);
 }
 
 static struct virtqueue_config receive_config(unsigned size) {
@@ -173,18 +174,30 @@ static struct virtqueue_config send_config(unsigned size) {
                                      .indirect_size = SEND_TABLE_SIZE};
 }
 
-static size_t buffer_bytes_for(uint64_t features) {
-    bool is_large =
-        (features & VIRTIO_NET_F_GUEST_TSO4) != 0 && (features & VIRTIO_NET_F_MRG_RXBUF) != 0;
-    return is_large ? BUFFER_BYTES_LARGE : BUFFER_BYTES_SMALL;
+static bool is_coalesced(uint64_t features) {
+    return (features & VIRTIO_NET_F_GUEST_TSO4) != 0 && (features & VIRTIO_NET_F_MRG_RXBUF) != 0;
+}
+
+static size_t buffer_bytes_for(uint64_t features, size_t room) {
+    if (!is_coalesced(features)) {
+        return BUFFER_BYTES_SMALL;
+    }
+    size_t bytes = BUFFER_BYTES_LARGEST;
+    while (bytes > BUFFER_BYTES_LARGE && room / bytes < NET_RX_RING_ENTRIES) {
+        bytes /= 2;
+    }
+    return bytes;
 }
 
 static size_t net_dma_bytes(struct virtio_transport *transport) {
     struct virtqueue_config receive = receive_config(NET_RX_RING_ENTRIES);
     struct virtqueue_config send = send_config(NET_TX_RING_ENTRIES);
-    size_t buffer = buffer_bytes_for(transport->ops->features_read(transport));
+    struct heap_stats heap;
+    heap_get_stats(&heap);
+    size_t room = (heap.bytes_total - heap.bytes_used) / BUFFER_SHARE;
+    size_t buffer = buffer_bytes_for(transport->ops->features_read(transport), room);
     return virtqueue_dma_bytes(&receive) + virtqueue_dma_bytes(&send) +
-           (packet_count_for(buffer) + 1) * buffer;
+           (packet_count_for(room, buffer) + 1) * buffer;
 }
 
 static void packet_free(struct pbuf *pbuf) {
@@ -229,15 +242,15 @@ static struct packet *take_free_packet(struct virtio_net *net) {
 /* Gives free buffers to the device, in batches unless it has nearly none. */
 static void refill(struct virtio_net *net) {
     unsigned in_ring = virtqueue_in_flight(net->receive);
-    if (net->is_broken || (net->free_count < REFILL_BATCH && in_ring >= REFILL_BATCH)) {
+    unsigned room = virtqueue_room(net->receive, 1);
+    unsigned batch = room < net->free_count ? room : net->free_count;
+    if (net->is_broken || (batch < REFILL_BATCH && in_ring >= REFILL_BATCH)) {
         return;
     }
-    unsigned room = virtqueue_room(net->receive, 1);
     struct packet *packet;
     while (room > 0 && (packet = take_free_packet(net)) != NULL) {
-        struct segment segment = {packet->buffer + BUFFER_PAD,
-                                  (uint32_t)(net->buffer_bytes - BUFFER_PAD)};
-        if (virtqueue_add(net->receive, &segment, 0, 1, packet) != 0) {
+        if (virtqueue_add_writable(net->receive, packet->buffer + BUFFER_PAD,
+                                   (uint32_t)(net->buffer_bytes - BUFFER_PAD), packet) != 0) {
             packet_free(&packet->custom.pbuf); /* the ring broke */
             break;
         }
@@ -429,6 +442,12 @@ bool virtio_net_link_is_up(struct virtio_net *net) {
     return (status & STATUS_LINK_UP) != 0;
 }
 
+/* In one buffer of a stream: what the wire carries at once, or, where the device coalesces, half of
+ * the buffer. */
+static size_t payload_expected(const struct virtio_net *net) {
+    return is_coalesced(net->transport->features) ? net->buffer_bytes / 2 : net->config.mtu;
+}
+
 void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *info) {
     const struct virtio_transport *transport = net->transport;
     *info = (struct virtio_net_info){
@@ -438,7 +457,7 @@ void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *i
         .checks_checksums = virtio_has(transport, VIRTIO_NET_F_GUEST_CSUM),
         .sends_large = virtio_has(transport, VIRTIO_NET_F_HOST_TSO4),
         .receives_large = virtio_has(transport, VIRTIO_NET_F_GUEST_TSO4),
-        .receive_bytes = (size_t)net->packet_count * net->config.mtu,
+        .receive_bytes = (size_t)net->packet_count * payload_expected(net),
     };
     memcpy(info->mac, net->config.mac, sizeof info->mac);
 }
@@ -530,6 +549,7 @@ static int bring_up_queues(struct virtio_net *net) {
 static int create_packets(struct virtio_net *net) {
     struct io_buffer *memory = net->transport->node->dma_buffer;
     size_t left = io_buffer_size(memory) - memory->carved;
+    net->buffer_bytes = buffer_bytes_for(net->transport->features, left);
     net->packet_count = (unsigned)(left / net->buffer_bytes) - 1;
     void *buffers = NULL;
     int error =
@@ -595,7 +615,6 @@ static int net_probe(struct virtio_transport *transport) {
     }
     net->transport = transport;
     int error = virtio_negotiate(transport, wanted_features(transport), feature_names);
-    net->buffer_bytes = buffer_bytes_for(transport->features);
     if (!error) {
         error = read_config(net);
     }

@@ -21,8 +21,7 @@ struct virtio_net_info {
     bool checks_checksums;
     bool sends_large; /* TCP segments up to 64 KiB, cut by the device */
     bool receives_large;
-    size_t
-        receive_bytes; /* payload that all receive buffers hold together, in frames of the wire */
+    size_t receive_bytes; /* payload that all receive buffers hold together, at a cautious guess */
 };
 void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *info);
 
