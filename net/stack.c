@@ -102,21 +102,28 @@ static bool carries_payload(const struct pbuf *frame) {
     return frame->tot_len > ACKNOWLEDGEMENT_BYTES_MAX;
 }
 
+static bool is_our_address(const uint8_t *mac) {
+    uint16_t theirs[3];
+    uint16_t ours[3];
+    memcpy(theirs, mac, sizeof theirs);
+    memcpy(ours, interface.hwaddr, sizeof ours);
+    return ((theirs[0] ^ ours[0]) | (theirs[1] ^ ours[1]) | (theirs[2] ^ ours[2])) == 0;
+}
+
 /* IPv4 for our address goes straight to IP; everything else (ARP, broadcast) through lwIP's
  * Ethernet layer. Besides saving a few instructions this takes the Ethernet header off before
  * anyone sums up a frame of 65535 + 14 bytes in 16 bits. */
 static void take_in(struct pbuf *frame, bool checksum_ok) {
     const uint8_t *bytes = frame->payload;
-    set_checksum_checks(!checksum_ok);
     if (virtio_net_is_out_of_buffers(device) && carries_payload(frame)) {
         net_counters.receive_shed++;
         pbuf_free(frame);
         return;
     }
     bool is_ours = frame->len > ETHERNET_BYTES + IP_HLEN && bytes[12] == 0x08 &&
-                   bytes[13] == 0x00 &&
-                   memcmp(bytes, interface.hwaddr, sizeof interface.hwaddr) == 0;
+                   bytes[13] == 0x00 && is_our_address(bytes);
     if (!is_ours) {
+        set_checksum_checks(!checksum_ok);
         if (frame->next != NULL || ethernet_input(frame, &interface) != ERR_OK) {
             net_counters.receive_dropped++;
             pbuf_free(frame);
@@ -126,7 +133,11 @@ static void take_in(struct pbuf *frame, bool checksum_ok) {
     frame->payload = (uint8_t *)frame->payload + ETHERNET_BYTES;
     frame->len = (u16_t)(frame->len - ETHERNET_BYTES);
     frame->tot_len = (u16_t)(frame->tot_len - ETHERNET_BYTES);
+    if (tcp_input_continue(frame, &interface, checksum_ok)) {
+        return;
+    }
     frame->if_idx = netif_get_index(&interface);
+    set_checksum_checks(!checksum_ok);
     tcp_streams_before_packet(frame->payload, frame->len);
     (void)ip4_input(frame, &interface); /* takes the frame in any case */
     tcp_streams_after_packet();
@@ -197,8 +208,9 @@ static void net_task(void *unused) {
             task_yield();
             continue;
         }
-        tcp_streams_acknowledge();
-        virtio_net_flush(device);
+        if (tcp_streams_acknowledge()) {
+            virtio_net_flush(device);
+        }
         (void)task_wait(&round_event, next_deadline()); /* either way: a round */
     }
 }

@@ -41,6 +41,8 @@ enum stream_state {
 struct stream_ops {
     /* Received and not yet consumed. */
     size_t (*received)(const struct stream *stream);
+    /* The first `bytes` received bytes, if they are there and lie side by side; else NULL. */
+    const uint8_t *(*front)(const struct stream *stream, size_t bytes);
     /* Copies `bytes` received bytes, which must be there; for headers. */
     void (*peek)(const struct stream *stream, void *buf, size_t bytes);
     /* Consumes bytes that are there. */

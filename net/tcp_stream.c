@@ -27,35 +27,8 @@
 #include "core/task/scheduler.h"
 #include "net/counters.h"
 #include "net/stack.h"
+#include "net/tcp_connection.h"
 #include "net/virtio_net.h"
-
-struct tcp_stream {
-    struct stream stream; /* first: the operations cast back */
-    struct tcp_pcb *pcb;  /* NULL when the connection is gone */
-    struct pbuf *first;   /* received; each entry holds one reference */
-    struct pbuf *last;
-    size_t first_offset; /* consumed bytes of the first */
-    size_t received;
-    size_t consumed; /* not yet told to lwIP */
-    size_t credited; /* received and told as consumed already, though it is not: see gather */
-    uint64_t sent;   /* accepted for sending, free-running */
-    uint64_t acknowledged;
-    uint64_t releasing;       /* marks up to here go as soon as ... */
-    uint64_t releasing_after; /* ... so many frames have been read by the device */
-    struct stream_mark *marks_first;
-    struct stream_mark *marks_last;
-    unsigned loans;
-    bool needs_output;
-    bool owes_ack; /* for more than one segment of this round */
-    bool expects_reply;
-    bool is_closing; /* the owner has let go */
-    uint64_t close_deadline_ns;
-    uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */
-    uint64_t frames_at_death; /* sent by the device's count when the connection ended */
-    struct tcp_stream *next;
-};
-
-#define STALE_ANSWER_INTERVAL_NS (500 * NS_PER_MS)
 
 static struct tcp_stream *streams;
 static unsigned stream_count;
@@ -64,7 +37,7 @@ static tcp_stream_accept *accept_function;
 static void *accept_arg;
 static uint16_t wire_segment_bytes;
 static uint16_t large_segment_bytes;
-static size_t receive_bytes; /* payload that all receive buffers hold, at worst */
+static size_t receive_bytes; /* payload that all receive buffers hold */
 static uint32_t keep_alive_ms;
 
 enum {
@@ -76,6 +49,9 @@ enum {
 
 uint32_t net_window_update_bytes;
 
+/* Bytes of any stream, since the last round. */
+static bool was_acknowledged;
+
 /* The segment that stream_send wrote last, as long as nothing but stream_send has happened since:
  * its last buffer, which tcp_write would look for through all of the chain. */
 static struct {
@@ -86,6 +62,10 @@ static struct {
 
 static void forget_newest(void) {
     newest.stream = NULL;
+}
+
+void tcp_stream_forget_newest(void) {
+    forget_newest();
 }
 
 static struct tcp_stream *of(struct stream *stream) {
@@ -101,7 +81,27 @@ static void tell_owner(struct tcp_stream *tcp) {
 /* --- Receiving ---------------------------------------------------------------------------------
  */
 
+/* A request is a few bytes and comes in a packet of its own. Where requests wait, each would keep a
+ * whole receive buffer, and many clients could keep them all, so that not even an acknowledgement
+ * would find one: they move together. */
+static bool join_last(struct tcp_stream *tcp, struct pbuf *packet) {
+    struct pbuf *last = tcp->last;
+    if (last == NULL || packet->next != NULL || packet->len > NET_JOIN_BYTES_MAX ||
+        virtio_net_tail_room(last) < packet->len) {
+        return false;
+    }
+    memcpy((uint8_t *)last->payload + last->len, packet->payload, packet->len);
+    last->len = (u16_t)(last->len + packet->len);
+    tcp->received += packet->len;
+    net_counters.header_bytes_copied += packet->len;
+    pbuf_free(packet);
+    return true;
+}
+
 static void append_received(struct tcp_stream *tcp, struct pbuf *chain) {
+    if (join_last(tcp, chain)) {
+        return;
+    }
     for (struct pbuf *part = chain; part != NULL; part = part->next) {
         tcp->received += part->len;
         if (tcp->last != NULL && part == chain) {
@@ -134,6 +134,15 @@ static struct pbuf *pop_packet(struct tcp_stream *tcp) {
 
 static size_t stream_received(const struct stream *stream) {
     return ((const struct tcp_stream *)stream)->received;
+}
+
+static const uint8_t *stream_front(const struct stream *stream, size_t bytes) {
+    const struct tcp_stream *tcp = (const struct tcp_stream *)stream;
+    const struct pbuf *packet = tcp->first;
+    if (packet == NULL || packet->len - tcp->first_offset < bytes) {
+        return NULL;
+    }
+    return (const uint8_t *)packet->payload + tcp->first_offset;
 }
 
 static void stream_peek(const struct stream *stream, void *buf, size_t bytes) {
@@ -336,8 +345,7 @@ static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t by
         (pcb->state != ESTABLISHED && pcb->state != CLOSE_WAIT)) {
         return false;
     }
-    ASSERT(segment->next == NULL &&
-           lwip_ntohl(segment->tcphdr->seqno) + segment->len == pcb->snd_lbb);
+    ASSERT(segment->next == NULL);
     if ((const char *)newest.last->payload + newest.last->len == data &&
         newest.last != segment->p && newest.last->len + bytes <= UINT16_MAX) {
         newest.last->len = (u16_t)(newest.last->len + bytes);
@@ -363,21 +371,21 @@ static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t by
     return true;
 }
 
-static size_t stream_send(struct stream *stream, const void *data, size_t bytes) {
-    struct tcp_stream *tcp = of(stream);
+/* What begins a segment, or more of them. Out of line, so that what nearly every reply takes saves
+ * no registers for this. */
+__attribute__((noinline)) static size_t send_anew(struct tcp_stream *tcp, const void *data,
+                                                  size_t bytes) {
     size_t accepted = 0;
-    if (tcp->pcb != NULL && append_to_newest(tcp, data, bytes)) {
-        tcp->sent += bytes;
-        tcp->needs_output = true;
-        return bytes;
-    }
     while (tcp->pcb != NULL && accepted < bytes) {
         size_t step = bytes - accepted;
         step = step < UINT16_MAX ? step : UINT16_MAX;
         step = step < tcp_sndbuf(tcp->pcb) ? step : tcp_sndbuf(tcp->pcb);
-        if (step == 0 ||
-            tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
+        if (step == 0) {
             break; /* acknowledgements make room; `changed` tells */
+        }
+        if (tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
+            tcp->lacks_memory = true; /* perhaps that of others: see tell_of_memory */
+            break;
         }
         accepted += step;
     }
@@ -387,6 +395,16 @@ static size_t stream_send(struct stream *stream, const void *data, size_t bytes)
         remember_newest(tcp);
     }
     return accepted;
+}
+
+static size_t stream_send(struct stream *stream, const void *data, size_t bytes) {
+    struct tcp_stream *tcp = of(stream);
+    if (tcp->pcb == NULL || !append_to_newest(tcp, data, bytes)) {
+        return send_anew(tcp, data, bytes);
+    }
+    tcp->sent += bytes;
+    tcp->needs_output = true;
+    return bytes;
 }
 
 static void stream_mark_place(struct stream *stream, struct stream_mark *mark) {
@@ -492,6 +510,11 @@ static void stream_close(struct stream *stream, bool abort) {
     net_wake();
 }
 
+void tcp_stream_received(struct tcp_stream *tcp, struct pbuf *chain) {
+    append_received(tcp, chain);
+    tell_owner(tcp);
+}
+
 static err_t received(void *arg, struct tcp_pcb *pcb, struct pbuf *chain, err_t error) {
     struct tcp_stream *tcp = arg;
     (void)pcb;   /* the stream's */
@@ -512,6 +535,7 @@ static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
     struct tcp_stream *tcp = arg;
     (void)pcb; /* the stream's */
     tcp->acknowledged += bytes;
+    was_acknowledged = true;
     ASSERT(tcp->acknowledged <= tcp->sent);
     (void)release_acknowledged(tcp); /* the owner hears of the acknowledgement in any case */
     tell_owner(tcp);
@@ -529,144 +553,9 @@ static void failed(void *arg, err_t error) {
     tell_owner(tcp);
 }
 
-/* A pure acknowledgement from before what we have received, and with no news, is answered twice a
- * second at most: enough for a keep-alive probe. Two ends whose windows are both closed, and that
- * have both probed, would otherwise answer each other's answers for as long as they are stuck. */
-static bool is_answered_already(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                                const struct pbuf *payload) {
-    struct tcp_stream *tcp =
-        pcb->state == ESTABLISHED || pcb->state == CLOSE_WAIT ? pcb->callback_arg : NULL;
-    if (tcp == NULL || payload->tot_len != 0 || TCPH_FLAGS(header) != TCP_ACK ||
-        !TCP_SEQ_LT(header->seqno, pcb->rcv_nxt) || TCP_SEQ_GT(header->ackno, pcb->lastack)) {
-        return false;
-    }
-    uint64_t now = scheduler_now_ns();
-    if (now < tcp->stale_answer_ns) {
-        return true;
-    }
-    tcp->stale_answer_ns = now + STALE_ANSWER_INTERVAL_NS;
-    return false;
-}
-
-/* lwIP takes an MSS option from any segment. One that comes after the handshake would make the mss
- * smaller than segments that are queued already, and lwIP's assertions about that stop the machine.
- * It belongs into a SYN only (RFC 9293, 3.7.1): anything else that carries one is not TCP. */
-static err_t check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                           uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest) {
-    if (option_bytes == 0 || pcb->state == LISTEN || (TCPH_FLAGS(header) & TCP_SYN) != 0) {
-        return ERR_OK;
-    }
-    const uint8_t *first = (const uint8_t *)(header + 1);
-    for (unsigned at = 0; at < option_bytes;) {
-        uint8_t kind = at < first_bytes ? first[at] : rest[at - first_bytes];
-        if (kind == LWIP_TCP_OPT_MSS) {
-            return ERR_VAL;
-        }
-        unsigned next = at + 1;
-        if (kind == LWIP_TCP_OPT_EOL || (kind != LWIP_TCP_OPT_NOP && next >= option_bytes)) {
-            break;
-        }
-        if (kind != LWIP_TCP_OPT_NOP) {
-            uint8_t bytes = next < first_bytes ? first[next] : rest[next - first_bytes];
-            if (bytes < 2) {
-                break; /* lwIP reads no further either */
-            }
-            next = at + bytes;
-        }
-        at = next;
-    }
-    return ERR_OK;
-}
-
-/* lwIP cuts a segment at the end of the window when it is in order, but not the first one that it
- * queues out of order; when its turn comes, an assertion about the window stops the machine. A peer
- * that keeps to the window sends none; of another it is as good as lost. */
-static bool queues_beyond_window(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                                 const struct pbuf *payload) {
-    if (pcb->state == LISTEN) {
-        return false;
-    }
-    u32_t edge = pcb->rcv_nxt + pcb->rcv_wnd;
-    bool counts_one = (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN)) != 0;
-    u32_t end = header->seqno + payload->tot_len + (counts_one ? 1 : 0);
-    return TCP_SEQ_GT(header->seqno, pcb->rcv_nxt) && TCP_SEQ_LT(header->seqno, edge) &&
-           TCP_SEQ_GT(end, edge);
-}
-
-err_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                               uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest,
-                               const struct pbuf *payload) {
-    return is_answered_already(pcb, header, payload) || queues_beyond_window(pcb, header, payload)
-               ? ERR_VAL
-               : check_options(pcb, header, option_bytes, first_bytes, rest);
-}
-
-/* lwIP acknowledges every second segment at once, with a frame of its own. Nearly always the round
- * that has begun ends with replies that carry the acknowledgement; if not, its end sends one for
- * all. */
-static void put_off_ack(struct tcp_pcb *pcb) {
-    struct tcp_stream *tcp = pcb->state == ESTABLISHED ? pcb->callback_arg : NULL;
-    if (tcp != NULL && (pcb->flags & TF_ACK_DELAY) != 0) {
-        tcp_clear_flags(pcb, TF_ACK_DELAY);
-        tcp->owes_ack = true;
-    }
-}
-
-/* The stream whose window was opened by a byte for the packet that lwIP is looking at. */
-static struct tcp_stream *opened;
-
-/* A pure acknowledgement at the edge of a closed window is in order (RFC 9293, 3.10.7.4), but lwIP
- * answers it; and a peer whose window is closed too, and that we have probed, answers that:
- * thousands of times a second for as long as both are stuck. With a window of one byte meanwhile
- * lwIP finds it in order. */
-void tcp_stream_before_input(struct tcp_pcb *pcb, const struct tcp_hdr *header,
-                             const struct pbuf *payload) {
-    bool is_pure =
-        payload->tot_len == 0 && (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN | TCP_RST)) == 0;
-    put_off_ack(pcb);
-    if (is_pure && pcb->state == ESTABLISHED && pcb->rcv_wnd == 0 && pcb->callback_arg != NULL &&
-        header->seqno == pcb->rcv_nxt) {
-        opened = pcb->callback_arg;
-        pcb->rcv_wnd = 1;
-    }
-}
-
-void tcp_streams_after_packet(void) {
-    if (opened != NULL && opened->pcb != NULL && opened->pcb->rcv_wnd > 0) {
-        opened->pcb->rcv_wnd--;
-    }
-    opened = NULL;
-    forget_newest();
-}
-
-/* A SYN that reopens a connection in TIME-WAIT with a sequence number beyond all that it used may
- * be accepted (RFC 1122, 4.2.2.13); lwIP would not. It matters on QEMU's user network, where all
- * clients have one address and the host uses a port again when it likes. */
-void tcp_streams_before_packet(const uint8_t *packet, size_t bytes) {
-    forget_newest();
-    unsigned ip_bytes = (packet[0] & 0x0fu) * 4u;
-    if (tcp_tw_pcbs == NULL || bytes < ip_bytes + TCP_HLEN || packet[9] != IP_PROTO_TCP) {
-        return;
-    }
-    const struct tcp_hdr *header = (const void *)(packet + ip_bytes);
-    if ((TCPH_FLAGS(header) & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN) {
-        return;
-    }
-    u32_t source;
-    memcpy(&source, packet + 12, sizeof source);
-    for (struct tcp_pcb *pcb = tcp_tw_pcbs; pcb != NULL; pcb = pcb->next) {
-        if (pcb->remote_port == lwip_ntohs(header->src) &&
-            pcb->local_port == lwip_ntohs(header->dest) &&
-            ip4_addr_get_u32(ip_2_ip4(&pcb->remote_ip)) == source &&
-            TCP_SEQ_GT(lwip_ntohl(header->seqno), pcb->rcv_nxt)) {
-            tcp_abort(pcb); /* in this state: forgotten without a word */
-            return;
-        }
-    }
-}
-
 static const struct stream_ops tcp_stream_ops = {
     .received = stream_received,
+    .front = stream_front,
     .peek = stream_peek,
     .drop = stream_drop,
     .take = stream_take,
@@ -686,6 +575,7 @@ static void remove_stream(struct tcp_stream *tcp) {
         link = &(*link)->next;
     }
     *link = tcp->next;
+    tcp_input_remove(tcp);
     count_streams(-1);
     free(tcp);
 }
@@ -724,6 +614,7 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     tcp->next = streams;
     streams = tcp;
     count_streams(1);
+    tcp_input_add(tcp);
     if (!accept_function(&tcp->stream, accept_arg)) {
         net_counters.connections_refused++;
         detach(tcp);
@@ -802,8 +693,29 @@ static void send_owed_ack(struct tcp_stream *tcp) {
     }
 }
 
+/* What lwIP keeps of segments on their way comes from pools that all connections share. One that
+ * was refused may have nothing on its way itself, so that no acknowledgement would ever tell it
+ * that there is room again: it tries once more when anybody's bytes were acknowledged
+ * or the device has read frames. */
+static void tell_of_memory(void) {
+    static uint64_t reclaimed_before;
+    uint64_t reclaimed = virtio_net_reclaimed(virtio_net_first());
+    if (reclaimed == reclaimed_before && !was_acknowledged) {
+        return;
+    }
+    reclaimed_before = reclaimed;
+    was_acknowledged = false;
+    for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
+        if (tcp->lacks_memory) {
+            tcp->lacks_memory = false;
+            tell_owner(tcp);
+        }
+    }
+}
+
 void tcp_streams_run(bool retry_output) {
     forget_newest();
+    tell_of_memory();
     struct tcp_stream *next;
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = next) {
         next = tcp->next;
@@ -824,14 +736,17 @@ void tcp_streams_run(bool retry_output) {
     }
 }
 
-void tcp_streams_acknowledge(void) {
+bool tcp_streams_acknowledge(void) {
+    bool any = false;
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
         if (tcp->pcb != NULL && !tcp->expects_reply && (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
             net_counters.acks_at_idle++;
+            any = true;
             tcp_ack_now(tcp->pcb);
             (void)tcp_output(tcp->pcb); /* without memory for it, the timer will acknowledge */
         }
     }
+    return any;
 }
 
 void tcp_streams_free_out_of_order(void) {

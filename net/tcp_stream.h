@@ -16,7 +16,7 @@ void tcp_stream_stop_listening(void);
 struct tcp_stream_sizes {
     uint16_t wire_segment_bytes;  /* what the wire's segments carry */
     uint16_t large_segment_bytes; /* what may leave as one, to peers that take the wire's */
-    size_t receive_bytes;         /* payload that all receive buffers hold, at worst */
+    size_t receive_bytes;         /* payload that all receive buffers hold */
     uint32_t keep_alive_ms;       /* silence after which a peer is asked whether it is there */
 };
 /* Before the first client. */
@@ -26,13 +26,22 @@ void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
  * `retry_output`: the device has room again, so everybody tries. */
 void tcp_streams_run(bool retry_output);
 
+struct netif;
+struct pbuf;
+
+/* Takes an IP packet that was received on `netif` if it is no more than the next bytes of a stream,
+ * and returns true; false leaves the packet as it was, for lwIP. `is_sum_known`: the device vouches
+ * for the TCP checksum. */
+bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_sum_known);
+
 /* Around each IP packet that goes into lwIP. */
 void tcp_streams_before_packet(const uint8_t *packet, size_t bytes);
 void tcp_streams_after_packet(void);
 
 /* Before the task waits: acknowledges what no reply will acknowledge soon. A peer with a window of
- * one segment would otherwise stall until its retransmission timer (user-mode stacks begin so). */
-void tcp_streams_acknowledge(void);
+ * one segment would otherwise stall until its retransmission timer (user-mode stacks begin so).
+ * True when there was any to send. */
+bool tcp_streams_acknowledge(void);
 
 /* Gives up segments that arrived out of order: they hold receive buffers, and the peer sends them
  * again. For when buffers run short and the missing segment could not arrive. */

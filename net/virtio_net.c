@@ -360,6 +360,14 @@ struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
     return frame;
 }
 
+size_t virtio_net_tail_room(const struct pbuf *pbuf) {
+    const struct packet *packet = (const struct packet *)(const void *)pbuf;
+    bool is_ours = (pbuf->flags & PBUF_FLAG_IS_CUSTOM) != 0 &&
+                   packet->custom.custom_free_function == packet_free;
+    const uint8_t *end = (const uint8_t *)pbuf->payload + pbuf->len;
+    return is_ours ? (size_t)(packet->buffer + packet->net->buffer_bytes - end) : 0;
+}
+
 /* True when the bytes in front of the frame are its own buffer's, as in everything lwIP allocates
  * for sending; then the virtio header goes there. */
 static bool has_headroom(const struct pbuf *frame) {

@@ -37,6 +37,9 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event);
  */
 struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok);
 
+/* Bytes that the buffer of a received packet still has behind what it holds. */
+size_t virtio_net_tail_room(const struct pbuf *packet);
+
 /* Sends a frame by reference: the chain is referenced until the device has read it. When it is
  * longer than the wire allows it is a TCP segment that the device cuts into pieces of
  * `segment_bytes`. -EAGAIN when the ring is full: nothing happened. */

@@ -216,18 +216,26 @@ static int take_filter(struct nbd_request_header *header, const uint8_t *payload
     return nbd_get32(payload + NBD_STATUS_FILTER_BYTES) == NBD_CONTEXT_ALLOCATION ? 0 : -EINVAL;
 }
 
+/* The first `bytes` received bytes, which are there: where they lie, or copied together. */
+static const uint8_t *look_at(const struct stream *stream, size_t bytes, uint8_t *copy) {
+    const uint8_t *there = stream->ops->front(stream, bytes);
+    if (there == NULL) {
+        stream->ops->peek(stream, copy, bytes);
+    }
+    return there != NULL ? there : copy;
+}
+
 /* Admits the request at the front of what has arrived; false when it has to wait. */
 static bool take_request(struct nbd_connection *connection) {
     struct stream *stream = connection->stream;
     size_t bytes = nbd_request_bytes(connection->mode);
-    uint8_t message[NBD_EXTENDED_REQUEST_BYTES + FILTER_BYTES];
+    uint8_t copy[NBD_EXTENDED_REQUEST_BYTES + FILTER_BYTES];
     struct nbd_request_header header;
     connection->is_short = stream->ops->received(stream) < bytes;
     if (connection->free_requests == NULL || connection->is_short) {
         return false;
     }
-    stream->ops->peek(stream, message, bytes);
-    nbd_decode_request(message, connection->mode, &header);
+    nbd_decode_request(look_at(stream, bytes, copy), connection->mode, &header);
     uint32_t magic =
         connection->mode == NBD_EXTENDED ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC;
     if (header.magic != magic) {
@@ -252,8 +260,7 @@ static bool take_request(struct nbd_connection *connection) {
             if (connection->is_short) {
                 return false;
             }
-            stream->ops->peek(stream, message, bytes);
-            error = take_filter(&header, message + NBD_EXTENDED_REQUEST_BYTES);
+            error = take_filter(&header, look_at(stream, bytes, copy) + NBD_EXTENDED_REQUEST_BYTES);
             payload = 0;
         } else {
             error = -EINVAL; /* none, the same twice, or one that there is not */

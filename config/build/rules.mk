@@ -44,7 +44,7 @@ START_SOURCES := $(wildcard boot/$(TARGET)/start/*.S)
 # need lwIP, a board, or the link script's symbols.
 UNIT_TESTS   := $(wildcard tests/unit/test_*.c)
 UNIT_HELPERS := $(filter-out $(UNIT_TESTS),$(wildcard tests/unit/*.c))
-HOST_EXCLUDE := net/virtio_net.c net/stack.c net/tcp_stream.c net/stream.c net/counters.c core/mem/malloc.c \
+HOST_EXCLUDE := net/virtio_net.c net/stack.c net/tcp_stream.c net/tcp_input.c net/stream.c net/counters.c core/mem/malloc.c \
     core/start.c core/stack_guard.c apps/%
 HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
     $(call files_below,core/,%.c) \

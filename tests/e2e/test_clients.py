@@ -319,8 +319,8 @@ def test_whole_sectors_are_not_copied(appliance: Appliance) -> None:
     assert client.pread(64 * KIB, 0) == data
 
     assert appliance.counter("bytes copied") == copied
-    # Headers are: two requests of 28 bytes.
-    assert 56 <= appliance.counter("header bytes") - headers <= 2 * 56
+    # Headers are read where they lie; two requests of 28 bytes, if packets end in them.
+    assert appliance.counter("header bytes") - headers in (0, 28, 56)
     client.shutdown()
 
 

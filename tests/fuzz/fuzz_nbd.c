@@ -121,6 +121,13 @@ static size_t stream_received(const struct stream *stream) {
     return client->in.bytes - client->in_at;
 }
 
+/* What a client sends in small fragments lies nowhere side by side. */
+static const uint8_t *stream_front(const struct stream *stream, size_t bytes) {
+    const struct client *client = (const struct client *)stream;
+    bool is_whole = bytes <= client->fragment_bytes && bytes <= stream_received(stream);
+    return is_whole ? client->in.data + client->in_at : NULL;
+}
+
 static void stream_peek(const struct stream *stream, void *buf, size_t bytes) {
     const struct client *client = (const struct client *)stream;
     FUZZ_CHECK(bytes <= stream_received(stream));
@@ -225,6 +232,7 @@ static void stream_close(struct stream *stream, bool abort) {
 }
 
 static const struct stream_ops stream_ops = {.received = stream_received,
+                                             .front = stream_front,
                                              .peek = stream_peek,
                                              .drop = stream_drop,
                                              .take = stream_take,

@@ -1,0 +1,49 @@
+/* One TCP connection, between tcp_stream.c and tcp_input.c. */
+#ifndef NET_TCP_CONNECTION_H
+#define NET_TCP_CONNECTION_H
+
+#include <lwip/pbuf.h>
+
+#include "net/stream.h"
+
+struct tcp_pcb;
+
+struct tcp_stream {
+    struct stream stream; /* first: the operations cast back */
+    struct tcp_pcb *pcb;  /* NULL when the connection is gone */
+    uint32_t ports;       /* as the peer's segments begin: its own, then ours, in network order */
+    struct pbuf *first;   /* received; each entry holds one reference */
+    struct pbuf *last;
+    size_t first_offset; /* consumed bytes of the first */
+    size_t received;
+    size_t consumed; /* not yet told to lwIP */
+    size_t credited; /* received and told as consumed already, though it is not: see gather */
+    uint64_t sent;   /* accepted for sending, free-running */
+    uint64_t acknowledged;
+    uint64_t releasing;       /* marks up to here go as soon as ... */
+    uint64_t releasing_after; /* ... so many frames have been read by the device */
+    struct stream_mark *marks_first;
+    struct stream_mark *marks_last;
+    unsigned loans;
+    bool needs_output;
+    bool lacks_memory; /* lwIP refused to send */
+    bool owes_ack;     /* for more than one segment of this round */
+    bool expects_reply;
+    bool is_closing; /* the owner has let go */
+    uint64_t close_deadline_ns;
+    uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */
+    uint64_t frames_at_death; /* sent by the device's count when the connection ended */
+    struct tcp_stream *next;
+};
+
+/* Takes over packets whose payload is next in the stream, and tells the stream's owner. */
+void tcp_stream_received(struct tcp_stream *tcp, struct pbuf *chain);
+/* Something else than stream_send may have changed what is to be sent. */
+void tcp_stream_forget_newest(void);
+
+/* An open connection's segments may take the short way from here on; until tcp_input_remove, which
+ * comes before the memory goes. */
+void tcp_input_add(struct tcp_stream *tcp);
+void tcp_input_remove(const struct tcp_stream *tcp);
+
+#endif

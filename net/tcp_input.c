@@ -1,0 +1,290 @@
+/* What becomes of a received packet before, around and instead of lwIP. See tcp_stream.h.
+ *
+ * Nearly every packet is the next piece of an open connection and says nothing new otherwise. Such
+ * a one goes straight to its stream; whatever is not exactly that goes through lwIP. */
+#include <errno.h>
+#include <lwip/inet_chksum.h>
+#include <lwip/ip.h>
+#include <lwip/netif.h>
+#include <lwip/priv/tcp_priv.h>
+#include <lwip/stats.h>
+#include <lwip/tcp.h>
+#include <string.h>
+
+#include "boot/arch.h"
+#include "core/task/scheduler.h"
+#include "net/tcp_connection.h"
+#include "net/tcp_stream.h"
+
+enum {
+    IP_VERSION_4_NO_OPTIONS = 0x45,
+    IP_FRAGMENT = 0x3fff, /* more of them, or not the first */
+    HEADERS_BYTES = IP_HLEN + TCP_HLEN,
+    BY_PORT = 64,
+};
+
+#define STALE_ANSWER_INTERVAL_NS (500 * NS_PER_MS)
+
+/* --- The short way -----------------------------------------------------------------------------
+ */
+
+/* The stream that last came from a port with these low bits; another one there takes the long way.
+ */
+static struct tcp_stream *by_port[BY_PORT];
+
+static struct tcp_stream **place_of(uint32_t ports) {
+    const uint8_t *bytes = (const uint8_t *)&ports;
+    return &by_port[bytes[1] % BY_PORT];
+}
+
+void tcp_input_add(struct tcp_stream *tcp) {
+    uint16_t ports[2] = {lwip_htons(tcp->pcb->remote_port), lwip_htons(tcp->pcb->local_port)};
+    memcpy(&tcp->ports, ports, sizeof tcp->ports);
+    *place_of(tcp->ports) = tcp;
+}
+
+void tcp_input_remove(const struct tcp_stream *tcp) {
+    for (unsigned i = 0; i < BY_PORT; i++) {
+        if (by_port[i] == tcp) {
+            by_port[i] = NULL;
+        }
+    }
+}
+
+/* The connection that a packet belongs to, when all that its headers say is that the stream goes
+ * on: no options, no fragment, no flag but ACK and PSH. NULL for the long way. */
+static struct tcp_stream *continued(const struct pbuf *packet, const struct netif *netif) {
+    const struct ip_hdr *ip = packet->payload;
+    const struct tcp_hdr *header = (const void *)(ip + 1);
+    if (packet->len <= HEADERS_BYTES || ip->_v_hl != IP_VERSION_4_NO_OPTIONS ||
+        IPH_PROTO(ip) != IP_PROTO_TCP || lwip_ntohs(IPH_LEN(ip)) != packet->tot_len ||
+        (IPH_OFFSET(ip) & PP_HTONS(IP_FRAGMENT)) != 0 ||
+        ip->dest.addr != ip4_addr_get_u32(netif_ip4_addr(netif))) {
+        return NULL;
+    }
+    uint32_t ports;
+    memcpy(&ports, header, sizeof ports);
+    struct tcp_stream *tcp = *place_of(ports);
+    const struct tcp_pcb *pcb = tcp != NULL ? tcp->pcb : NULL;
+    /* Header of five words; of the flags only PSH may differ. */
+    bool is_plain = (header->_hdrlen_rsvd_flags & PP_HTONS(0xf03f & ~TCP_PSH)) ==
+                    PP_HTONS((5u << 12) | TCP_ACK);
+    bool is_its = pcb != NULL && ports == tcp->ports &&
+                  ip->src.addr == ip4_addr_get_u32(ip_2_ip4(&pcb->remote_ip));
+    return is_plain && is_its ? tcp : NULL;
+}
+
+/* Nothing is under way in which this segment could be more than the next bytes: it is the next one,
+ * fits into the window, acknowledges nothing new and leaves the peer's window open. */
+static bool is_next_only(const struct tcp_stream *tcp, const struct tcp_hdr *header, size_t bytes) {
+    const struct tcp_pcb *pcb = tcp->pcb;
+    return pcb->state == ESTABLISHED && !tcp->is_closing && pcb->refused_data == NULL &&
+           pcb->ooseq == NULL && pcb->persist_backoff == 0 &&
+           lwip_ntohl(header->seqno) == pcb->rcv_nxt && lwip_ntohl(header->ackno) == pcb->lastack &&
+           bytes <= pcb->rcv_wnd && header->wnd != 0;
+}
+
+/* The peer's window, told by a segment that is newer than any before (RFC 9293, 3.10.7.4). */
+static void take_window(struct tcp_stream *tcp, const struct tcp_hdr *header) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    tcpwnd_size_t window = (tcpwnd_size_t)SND_WND_SCALE(pcb, (u32_t)lwip_ntohs(header->wnd));
+    if (window > pcb->snd_wnd && pcb->unsent != NULL) {
+        tcp->needs_output = true;
+    }
+    pcb->snd_wnd = window;
+    if (window > pcb->snd_wnd_max) {
+        pcb->snd_wnd_max = window;
+    }
+    pcb->snd_wl1 = pcb->rcv_nxt;
+    pcb->snd_wl2 = pcb->lastack;
+}
+
+/* The ones' complement sum over the header's ten words is that of five pairs of them, whatever the
+ * order of bytes (RFC 1071, 2); with the checksum among them it is zero, which is all ones. */
+static bool is_header_sound(const struct ip_hdr *ip) {
+    uint32_t words[IP_HLEN / sizeof(uint32_t)];
+    memcpy(words, ip, sizeof words);
+    uint64_t sum = (uint64_t)words[0] + words[1] + words[2] + words[3] + words[4];
+    sum = (sum >> 32) + (sum & UINT32_MAX);
+    sum = (sum >> 16) + (sum & UINT16_MAX);
+    sum = (sum >> 16) + (sum & UINT16_MAX);
+    return sum == UINT16_MAX;
+}
+
+bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_sum_known) {
+    const struct ip_hdr *ip = packet->payload;
+    const struct tcp_hdr *header = (const void *)(ip + 1);
+    struct tcp_stream *tcp = continued(packet, netif);
+    u16_t bytes = (u16_t)(packet->tot_len - HEADERS_BYTES);
+    if (tcp == NULL || !is_next_only(tcp, header, bytes) || !is_header_sound(ip)) {
+        return false;
+    }
+    packet->payload = (uint8_t *)packet->payload + IP_HLEN;
+    packet->len = (u16_t)(packet->len - IP_HLEN);
+    packet->tot_len = (u16_t)(packet->tot_len - IP_HLEN);
+    struct tcp_pcb *pcb = tcp->pcb;
+    if (!is_sum_known && ip_chksum_pseudo(packet, IP_PROTO_TCP, packet->tot_len, &pcb->remote_ip,
+                                          &pcb->local_ip) != 0) {
+        packet->payload = (uint8_t *)packet->payload - IP_HLEN;
+        packet->len = (u16_t)(packet->len + IP_HLEN);
+        packet->tot_len = (u16_t)(packet->tot_len + IP_HLEN);
+        return false; /* lwIP sums it up once more, drops it and counts it */
+    }
+    packet->payload = (uint8_t *)packet->payload + TCP_HLEN;
+    packet->len = (u16_t)(packet->len - TCP_HLEN);
+    packet->tot_len = (u16_t)(packet->tot_len - TCP_HLEN);
+    TCP_STATS_INC(tcp.recv);
+    pcb->tmr = tcp_ticks;
+    pcb->keep_cnt_sent = 0;
+    pcb->persist_probe = 0;
+    pcb->dupacks = 0;
+    take_window(tcp, header);
+    pcb->rcv_nxt += bytes;
+    pcb->rcv_wnd -= bytes;
+    (void)tcp_update_rcv_ann_wnd(pcb); /* what it could be raised by matters to tcp_recved only */
+    if ((pcb->flags & TF_ACK_DELAY) != 0) {
+        tcp->owes_ack = true; /* for more than one segment: not later than at this round's end */
+    }
+    tcp_set_flags(pcb, TF_ACK_DELAY);
+    tcp_stream_received(tcp, packet);
+    return true;
+}
+
+/* --- Around the long way -----------------------------------------------------------------------
+ */
+
+/* A pure acknowledgement from before what we have received, and with no news, is answered twice a
+ * second at most: enough for a keep-alive probe. Two ends whose windows are both closed, and that
+ * have both probed, would otherwise answer each other's answers for as long as they are stuck. */
+static bool is_answered_already(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                                const struct pbuf *payload) {
+    struct tcp_stream *tcp =
+        pcb->state == ESTABLISHED || pcb->state == CLOSE_WAIT ? pcb->callback_arg : NULL;
+    if (tcp == NULL || payload->tot_len != 0 || TCPH_FLAGS(header) != TCP_ACK ||
+        !TCP_SEQ_LT(header->seqno, pcb->rcv_nxt) || TCP_SEQ_GT(header->ackno, pcb->lastack)) {
+        return false;
+    }
+    uint64_t now = scheduler_now_ns();
+    if (now < tcp->stale_answer_ns) {
+        return true;
+    }
+    tcp->stale_answer_ns = now + STALE_ANSWER_INTERVAL_NS;
+    return false;
+}
+
+/* lwIP takes an MSS option from any segment. One that comes after the handshake would make the mss
+ * smaller than segments that are queued already, and lwIP's assertions about that stop the machine.
+ * It belongs into a SYN only (RFC 9293, 3.7.1): anything else that carries one is not TCP. */
+static err_t check_options(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                           uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest) {
+    if (option_bytes == 0 || pcb->state == LISTEN || (TCPH_FLAGS(header) & TCP_SYN) != 0) {
+        return ERR_OK;
+    }
+    const uint8_t *first = (const uint8_t *)(header + 1);
+    for (unsigned at = 0; at < option_bytes;) {
+        uint8_t kind = at < first_bytes ? first[at] : rest[at - first_bytes];
+        if (kind == LWIP_TCP_OPT_MSS) {
+            return ERR_VAL;
+        }
+        unsigned next = at + 1;
+        if (kind == LWIP_TCP_OPT_EOL || (kind != LWIP_TCP_OPT_NOP && next >= option_bytes)) {
+            break;
+        }
+        if (kind != LWIP_TCP_OPT_NOP) {
+            uint8_t bytes = next < first_bytes ? first[next] : rest[next - first_bytes];
+            if (bytes < 2) {
+                break; /* lwIP reads no further either */
+            }
+            next = at + bytes;
+        }
+        at = next;
+    }
+    return ERR_OK;
+}
+
+/* lwIP cuts a segment at the end of the window when it is in order, but not the first one that it
+ * queues out of order; when its turn comes, an assertion about the window stops the machine. A peer
+ * that keeps to the window sends none; of another it is as good as lost. */
+static bool queues_beyond_window(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                                 const struct pbuf *payload) {
+    if (pcb->state == LISTEN) {
+        return false;
+    }
+    u32_t edge = pcb->rcv_nxt + pcb->rcv_wnd;
+    bool counts_one = (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN)) != 0;
+    u32_t end = header->seqno + payload->tot_len + (counts_one ? 1 : 0);
+    return TCP_SEQ_GT(header->seqno, pcb->rcv_nxt) && TCP_SEQ_LT(header->seqno, edge) &&
+           TCP_SEQ_GT(end, edge);
+}
+
+err_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                               uint16_t option_bytes, uint16_t first_bytes, const uint8_t *rest,
+                               const struct pbuf *payload) {
+    return is_answered_already(pcb, header, payload) || queues_beyond_window(pcb, header, payload)
+               ? ERR_VAL
+               : check_options(pcb, header, option_bytes, first_bytes, rest);
+}
+
+/* lwIP acknowledges every second segment at once, with a frame of its own. Nearly always the round
+ * that has begun ends with replies that carry the acknowledgement; if not, its end sends one for
+ * all. */
+static void put_off_ack(struct tcp_pcb *pcb) {
+    struct tcp_stream *tcp = pcb->state == ESTABLISHED ? pcb->callback_arg : NULL;
+    if (tcp != NULL && (pcb->flags & TF_ACK_DELAY) != 0) {
+        tcp_clear_flags(pcb, TF_ACK_DELAY);
+        tcp->owes_ack = true;
+    }
+}
+
+/* The stream whose window was opened by a byte for the packet that lwIP is looking at. */
+static struct tcp_stream *opened;
+
+/* A pure acknowledgement at the edge of a closed window is in order (RFC 9293, 3.10.7.4), but lwIP
+ * answers it; and a peer whose window is closed too, and that we have probed, answers that:
+ * thousands of times a second for as long as both are stuck. With a window of one byte meanwhile
+ * lwIP finds it in order. */
+void tcp_stream_before_input(struct tcp_pcb *pcb, const struct tcp_hdr *header,
+                             const struct pbuf *payload) {
+    bool is_pure =
+        payload->tot_len == 0 && (TCPH_FLAGS(header) & (TCP_SYN | TCP_FIN | TCP_RST)) == 0;
+    put_off_ack(pcb);
+    if (is_pure && pcb->state == ESTABLISHED && pcb->rcv_wnd == 0 && pcb->callback_arg != NULL &&
+        header->seqno == pcb->rcv_nxt) {
+        opened = pcb->callback_arg;
+        pcb->rcv_wnd = 1;
+    }
+}
+
+void tcp_streams_after_packet(void) {
+    if (opened != NULL && opened->pcb != NULL && opened->pcb->rcv_wnd > 0) {
+        opened->pcb->rcv_wnd--;
+    }
+    opened = NULL;
+    tcp_stream_forget_newest();
+}
+
+/* A SYN that reopens a connection in TIME-WAIT with a sequence number beyond all that it used may
+ * be accepted (RFC 1122, 4.2.2.13); lwIP would not. It matters on QEMU's user network, where all
+ * clients have one address and the host uses a port again when it likes. */
+void tcp_streams_before_packet(const uint8_t *packet, size_t bytes) {
+    tcp_stream_forget_newest();
+    unsigned ip_bytes = (packet[0] & 0x0fu) * 4u;
+    if (tcp_tw_pcbs == NULL || bytes < ip_bytes + TCP_HLEN || packet[9] != IP_PROTO_TCP) {
+        return;
+    }
+    const struct tcp_hdr *header = (const void *)(packet + ip_bytes);
+    if ((TCPH_FLAGS(header) & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN) {
+        return;
+    }
+    u32_t source;
+    memcpy(&source, packet + 12, sizeof source);
+    for (struct tcp_pcb *pcb = tcp_tw_pcbs; pcb != NULL; pcb = pcb->next) {
+        if (pcb->remote_port == lwip_ntohs(header->src) &&
+            pcb->local_port == lwip_ntohs(header->dest) &&
+            ip4_addr_get_u32(ip_2_ip4(&pcb->remote_ip)) == source &&
+            TCP_SEQ_GT(lwip_ntohl(header->seqno), pcb->rcv_nxt)) {
+            tcp_abort(pcb); /* in this state: forgotten without a word */
+            return;
+        }
+    }
+}
