@@ -11,8 +11,19 @@ struct histogram {
     uint64_t buckets[HISTOGRAM_BUCKETS];
 };
 
+/* How many bits the value has, without a processor's instruction for it. */
+static inline unsigned histogram_bits(uint64_t value) {
+    static const uint8_t bits[16] = {0, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4};
+    unsigned count = 0;
+    while (value >= 16) {
+        value >>= 4;
+        count += 4;
+    }
+    return count + bits[value];
+}
+
 static inline void histogram_add(struct histogram *histogram, uint64_t value) {
-    unsigned bucket = value == 0 ? 0 : 64 - (unsigned)__builtin_clzll(value);
+    unsigned bucket = histogram_bits(value);
     histogram->buckets[bucket < HISTOGRAM_BUCKETS ? bucket : HISTOGRAM_BUCKETS - 1]++;
 }
 

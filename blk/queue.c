@@ -156,6 +156,14 @@ static uint64_t least(uint64_t a, uint64_t b) {
  * hangs over is given back at the end: the last segments shrink. */
 static void cut_segments(const struct block_limits *limits, struct block_request *request,
                          struct block_part *part) {
+    if (request->segment_count == 1 && request->issued == 0 &&
+        request->segments[0].length <= limits->segment_bytes_max) {
+        part->segments[0] = request->segments[0]; /* all of it, and most are so */
+        part->segment_count = 1;
+        part->length = request->length;
+        request->segment_at = 1;
+        return;
+    }
     unsigned count = 0;
     uint64_t length = 0;
     unsigned at = request->segment_at;

@@ -30,7 +30,7 @@ enum {
     IO_SHARE = 8,
     ALLOCATION_SHARE = 64,
     IOS_MIN = 2 * NBD_CONNECTIONS_MAX,
-    IOS_MAX = 2048,
+    IOS_MAX = 8192,
 };
 
 static struct share payload_share; /* bytes */
@@ -68,9 +68,13 @@ bool nbd_may_list(void) {
 
 /* A contiguous buffer, smaller than asked when memory is in pieces or the share is small. */
 static void *buffer_take(const struct nbd_connection *connection, size_t *bytes) {
-    size_t allowed =
-        share_allowance(&payload_share, connection->buffer_bytes, connection_count) / PAGE_BYTES;
     size_t wanted = align_up(*bytes, PAGE_BYTES) / PAGE_BYTES;
+    size_t allowed = wanted;
+    if (!share_allows(&payload_share, connection->buffer_bytes, connection_count,
+                      wanted * PAGE_BYTES)) {
+        allowed = share_allowance(&payload_share, connection->buffer_bytes, connection_count) /
+                  PAGE_BYTES;
+    }
     for (size_t pages = wanted < allowed ? wanted : allowed; pages > 0; pages /= 2) {
         void *buffer = nbd_payload_take(pages);
         if (buffer != NULL) {
@@ -92,7 +96,7 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
     struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
     void *buffer = NULL;
     size_t bytes = buffer_bytes;
-    if (share_allowance(&io_share, connection->ios_held, connection_count) == 0) {
+    if (!share_allows(&io_share, connection->ios_held, connection_count, 1)) {
         io = NULL;
     }
     if (io != NULL && buffer_bytes > 0) {
@@ -180,9 +184,10 @@ static int take_memory(void) {
 /* --- Connections -------------------------------------------------------------------------------
  */
 
-static void enqueue(struct nbd_connection *connection) {
+/* True when it was not in line before. */
+static bool enqueue(struct nbd_connection *connection) {
     if (connection->has_work) {
-        return;
+        return false;
     }
     connection->has_work = true;
     connection->next_to_run = NULL;
@@ -192,11 +197,13 @@ static void enqueue(struct nbd_connection *connection) {
         run_first = connection;
     }
     run_last = connection;
+    return true;
 }
 
 void nbd_schedule(struct nbd_connection *connection) {
-    enqueue(connection);
-    net_wake();
+    if (enqueue(connection)) {
+        net_wake();
+    }
 }
 
 static void stream_changed(void *arg) {
@@ -417,7 +424,7 @@ static void relieve_pressure(void) {
          connection = connection->next) {
         if (connection->state == NBD_TRANSMISSION && connection->receiving != NULL &&
             connection->stream->ops->is_under_pressure(connection->stream)) {
-            enqueue(connection);
+            (void)enqueue(connection); /* this round takes it */
         }
     }
 }
@@ -436,7 +443,7 @@ static bool work(void *unused) {
         struct nbd_connection *next = connection->next_to_run;
         connection->has_work = false;
         if (run(connection)) {
-            enqueue(connection);
+            (void)enqueue(connection); /* has_more says so */
             has_more = true;
         }
         if (is_unused(connection)) {

@@ -23,14 +23,14 @@ size_t share_allowance(const struct share *share, size_t held, size_t holders) {
     return own + (of_part < left ? of_part : left);
 }
 
-void share_take(struct share *share, size_t *held, size_t amount) {
+void share_take_shared(struct share *share, size_t *held, size_t amount) {
     size_t before = above_guarantee(share, *held);
     *held += amount;
     share->shared_used += above_guarantee(share, *held) - before;
     ASSERT(share->shared_used <= share->shared_max);
 }
 
-void share_give(struct share *share, size_t *held, size_t amount) {
+void share_give_shared(struct share *share, size_t *held, size_t amount) {
     ASSERT(*held >= amount);
     size_t before = above_guarantee(share, *held);
     *held -= amount;

@@ -7,6 +7,7 @@
 #ifndef APPS_NBD_SHARE_H
 #define APPS_NBD_SHARE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct share {
@@ -22,8 +23,30 @@ void share_init(struct share *share, size_t total, size_t unit, size_t holders_m
 /* How much a holder that has `held` may take now, when there are `holders`. */
 size_t share_allowance(const struct share *share, size_t held, size_t holders);
 
+/* May one that has `held` take `amount` more? Of its guaranteed part without a further question. */
+static inline bool share_allows(const struct share *share, size_t held, size_t holders,
+                                size_t amount) {
+    return held + amount <= share->guaranteed || share_allowance(share, held, holders) >= amount;
+}
+
 /* Takes and gives back; `held` is the holder's account. */
-void share_take(struct share *share, size_t *held, size_t amount);
-void share_give(struct share *share, size_t *held, size_t amount);
+void share_take_shared(struct share *share, size_t *held, size_t amount);
+void share_give_shared(struct share *share, size_t *held, size_t amount);
+
+static inline void share_take(struct share *share, size_t *held, size_t amount) {
+    if (*held + amount <= share->guaranteed) {
+        *held += amount;
+    } else {
+        share_take_shared(share, held, amount);
+    }
+}
+
+static inline void share_give(struct share *share, size_t *held, size_t amount) {
+    if (amount <= *held && *held <= share->guaranteed) {
+        *held -= amount;
+    } else {
+        share_give_shared(share, held, amount);
+    }
+}
 
 #endif
