@@ -262,9 +262,15 @@ static void refill(struct virtio_net *net) {
 void virtio_net_reclaim(struct virtio_net *net) {
     struct pbuf *frame;
     uint32_t unused = 0;
+    uint64_t reclaimed_before = net->reclaimed;
     while (!net->is_broken && (frame = virtqueue_take(net->send, &unused)) != NULL) {
         pbuf_free(frame);
         net->reclaimed++;
+    }
+    if (net->wants_room && net->reclaimed != reclaimed_before) {
+        /* What was refused in this round has room now, and perhaps nothing is left in the ring
+         * that could tell. */
+        event_signal(net->event);
     }
     if (virtqueue_is_broken(net->send) && !net->is_broken) {
         break_device(net);
