@@ -713,6 +713,18 @@ static void tell_of_memory(void) {
     }
 }
 
+/* Connections that are lwIP's alone now. A FIN that found no room in the device's ring is not yet
+ * sent, so no timer would send it again. */
+static void retry_closed(void) {
+    struct tcp_pcb *next;
+    for (struct tcp_pcb *pcb = tcp_active_pcbs; pcb != NULL; pcb = next) {
+        next = pcb->next;
+        if (pcb->callback_arg == NULL && pcb->unsent != NULL) {
+            (void)tcp_output(pcb); /* no room once more: then once more */
+        }
+    }
+}
+
 void tcp_streams_run(bool retry_output) {
     forget_newest();
     tell_of_memory();
@@ -733,6 +745,9 @@ void tcp_streams_run(bool retry_output) {
         if (tcp->is_closing) {
             advance_close(tcp);
         }
+    }
+    if (retry_output) {
+        retry_closed();
     }
 }
 
