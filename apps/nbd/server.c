@@ -350,6 +350,13 @@ static void drain(struct nbd_connection *connection) {
     }
 }
 
+/* Bytes still to come of the request whose payload is being received; some may be here already and
+ * wait for memory. */
+static size_t payload_due(const struct nbd_connection *connection) {
+    return connection->receiving != NULL ? connection->receiving->payload_left
+                                         : connection->skip_bytes;
+}
+
 /* A client that has sent its last byte gets its answers, unless it stopped in the middle. */
 static void follow_stream(struct nbd_connection *connection) {
     struct stream *stream = connection->stream;
@@ -374,7 +381,7 @@ static void follow_stream(struct nbd_connection *connection) {
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_HANDSHAKE) {
         let_go(connection, false);
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
-               (connection->receiving != NULL || connection->skip_bytes > 0)) {
+               stream->ops->received(stream) < payload_due(connection)) {
         nbd_abort(connection, "closes in the middle of a write");
     } else if (stream->state == STREAM_PEER_CLOSED && connection->state == NBD_TRANSMISSION &&
                connection->is_short) {
