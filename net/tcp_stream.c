@@ -371,11 +371,20 @@ static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t by
     return true;
 }
 
+/* A segment that is to be sent again and waits, for the device's ring was full. lwIP would append
+ * new data to it when it is the last of those that wait, though what follows it is under way. */
+static bool is_resend_waiting(const struct tcp_pcb *pcb) {
+    return pcb->unsent != NULL && TCP_SEQ_LT(lwip_ntohl(pcb->unsent->tcphdr->seqno), pcb->snd_nxt);
+}
+
 /* What begins a segment, or more of them. Out of line, so that what nearly every reply takes saves
  * no registers for this. */
 __attribute__((noinline)) static size_t send_anew(struct tcp_stream *tcp, const void *data,
                                                   size_t bytes) {
     size_t accepted = 0;
+    if (tcp->pcb != NULL && is_resend_waiting(tcp->pcb)) {
+        return 0; /* its acknowledgement tells */
+    }
     while (tcp->pcb != NULL && accepted < bytes) {
         size_t step = bytes - accepted;
         step = step < UINT16_MAX ? step : UINT16_MAX;
