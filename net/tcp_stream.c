@@ -722,6 +722,17 @@ static void tell_of_memory(void) {
     }
 }
 
+/* A peer whose window is closed answers the probes of its window, which lwIP counts. A keep-alive
+ * after such a probe seems to it in order and no question: lwIP puts it behind the probe's byte,
+ * which the peer has not taken. */
+static void choose_keep_alive(struct tcp_pcb *pcb) {
+    if (pcb->persist_backoff != 0) {
+        ip_reset_option(pcb, SOF_KEEPALIVE);
+    } else {
+        ip_set_option(pcb, SOF_KEEPALIVE);
+    }
+}
+
 /* Connections that are lwIP's alone now. A FIN that found no room in the device's ring is not yet
  * sent, so no timer would send it again. */
 static void retry_closed(void) {
@@ -750,6 +761,9 @@ void tcp_streams_run(bool retry_output) {
         stream_flush(&tcp->stream);
         if (tcp->owes_ack) {
             send_owed_ack(tcp);
+        }
+        if (tcp->pcb != NULL) {
+            choose_keep_alive(tcp->pcb);
         }
         if (tcp->is_closing) {
             advance_close(tcp);
