@@ -34,5 +34,8 @@ typedef uint32_t host_mmio_read(const struct mmio *mmio, size_t offset, unsigned
 typedef void host_mmio_write(const struct mmio *mmio, size_t offset, unsigned bytes,
                              uint32_t value);
 void host_set_mmio(host_mmio_read *read, host_mmio_write *write);
+/* Through which core/dev/mmio.h asks. */
+uint32_t mmio_model_read(const struct mmio *mmio, size_t offset, unsigned bytes);
+void mmio_model_write(const struct mmio *mmio, size_t offset, unsigned bytes, uint32_t value);
 
 #endif
