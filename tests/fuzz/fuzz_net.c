@@ -618,6 +618,21 @@ static void begin_life(void) {
     world_event = (struct event){.is_external = true};
 }
 
+/* Addresses as a person may write them; the last word of a kind counts. */
+static void configure_anything(void) {
+    char text[40] = "ip=";
+    size_t bytes = fuzz_u8(&input) % 20;
+    const uint8_t *data = fuzz_bytes(&input, &bytes);
+    memcpy(text + 3, data, bytes);
+    FUZZ_CHECK(config_parse(text) == 0);
+    memcpy(text, "gw=", 3);
+    bytes = fuzz_u8(&input) % 20;
+    data = fuzz_bytes(&input, &bytes);
+    memcpy(text + 3, data, bytes);
+    text[3 + bytes] = '\0';
+    FUZZ_CHECK(config_parse(text) == 0);
+}
+
 static void live(uint8_t words) {
     struct virtio_net_info info;
     virtio_net_get_info(virtio_net_first(), &info);
@@ -629,8 +644,15 @@ static void live(uint8_t words) {
     if ((words & 2) != 0) {
         FUZZ_CHECK(config_parse("keepalive=1") == 0);
     }
+    if ((words & 8) != 0) {
+        configure_anything();
+    }
     *sys_timeouts_get_next_timeout() = NULL; /* of the life before */
-    FUZZ_CHECK(net_start() == 0);
+    int error = net_start();
+    FUZZ_CHECK(error == 0 || (words & 8) != 0);
+    if (error != 0) {
+        return;
+    }
     FUZZ_CHECK(tcp_stream_listen(NET_GUEST_PORT, accept_connection, NULL) == 0);
     net_set_worker(work, NULL);
     FUZZ_CHECK(task_create("world", world, NULL, WORLD_STACK_BYTES) != NULL);

@@ -199,6 +199,66 @@ def disks() -> Iterator[Seed]:
     yield "bare", bytes([0]) + struct.pack("<IB", 0, 8) + struct.pack("<Q", 4096) + load
 
 
+def option(number: int, data: bytes = b"", length: int | None = None) -> bytes:
+    """NBD protocol, newstyle negotiation."""
+    return struct.pack(">8sII", b"IHAVEOPT", number, len(data) if length is None else length) + data
+
+
+def named(name: bytes, *infos: int, claims: int | None = None) -> bytes:
+    """What GO and INFO ask for."""
+    words = struct.pack(">I", len(name) if claims is None else claims) + name
+    return words + struct.pack(f">H{len(infos)}H", len(infos), *infos)
+
+
+def contexts(name: bytes, *queries: bytes) -> bytes:
+    words = struct.pack(">I", len(name)) + name + struct.pack(">I", len(queries))
+    return words + b"".join(struct.pack(">I", len(query)) + query for query in queries)
+
+
+def said(data: bytes, run: bytes) -> bytes:
+    """Steps of fuzz_nbd.c that say this, by the first client, which is there."""
+    pieces = [data[at : at + 250] for at in range(0, len(data), 250)]
+    return b"".join(b"\0" + bytes([len(piece)]) + piece + run for piece in pieces)
+
+
+def handshakes() -> Iterator[Seed]:
+    """Options of every kind, right and wrong, each in a handshake that goes on."""
+    run = b"\x0b"
+    many = contexts(b"", *[b"base:allocation"] * 20)
+    questions = {
+        "infos": [option(n, named(name, 0, 1, 2, 3, 77)) for n in (6, 7) for name in (b"", b"ro", b"nobody")],
+        "names": [option(n, named(b"x" * 80)) for n in (6, 7)] + [option(7, named(b"ro", claims=99))],
+        "short": [option(n, b"\0\0\0") for n in (6, 7, 9, 10)] + [option(7, named(b"", 1, 2) + b"?")],
+        "modes": [option(8), option(8, b"?"), option(8), option(11, b"?"), option(11), option(11), option(8)],
+        "early": [option(n, contexts(b"", b"base:allocation")) for n in (9, 10)],
+        "contexts": [option(8)]
+        + [option(n, contexts(name, *queries)) for n in (9, 10) for name in (b"", b"ro", b"nobody")
+           for queries in ((), (b"base:",), (b"base:allocation", b"other:x"))]
+        + [option(10, many), option(10, contexts(b"", b"q" * 200)), option(9, contexts(b"")[:-1] + b"\5")],
+        "list": [option(3), option(3, b"?"), option(5), option(77, b"?"), option(2)],
+        "long": [option(3, bytes(5000)), option(7, bytes(4097)), option(3)],
+        "endless": [option(7, b"", 0xFFFFFFFF)],
+        "magic": [b"IHAVEOPS" + bytes(8)],
+    }
+    for name, options in questions.items():
+        for flags in (b"\0\0\0\3", b"\0\0\0\1"):
+            begin = b"\x7c\0\x15\4" + flags + run
+            whole = begin + b"".join(said(words, run) for words in options)
+            yield f"hands-{name}-{flags[3]}", whole + said(option(7, named(b"")), run)
+    for flags in (0, 1, 2, 3, 4):
+        for name in (b"", b"ro", b"nobody", b"n" * 70):
+            begin = b"\x7c\0\x15\4" + bytes([0, 0, 0, flags]) + run
+            yield f"export-name-{flags}-{len(name)}", begin + said(option(1, name), run)
+    # A status that names its contexts, and payload where there must be none.
+    extended = b"\x7c\1\x15\x08" + run
+    for ids in ((), (0,), (1,), (0, 1, 2), (9,) * 30):
+        payload = struct.pack(f">Q{len(ids)}I", 65536, *ids)
+        for command, extra in ((7, b""), (7, b"?"), (0, b""), (4, b"")):
+            header = struct.pack(">IHHQQQ", 0x21E41C71, 32, command, 1, 0, len(payload + extra))
+            seed = extended + said(header + payload + extra, run) + b"\2\0\0\1\1" + run + b"\7\0" + run
+            yield f"filter-{len(ids)}-{command}-{len(extra)}", seed
+
+
 def clients() -> Iterator[Seed]:
     """Steps as fuzz_nbd.c reads them: 1 shake hands, 2 request, 4 acknowledge, 7 to 9 the disk, 11 run."""
     run = b"\x0b"
@@ -219,6 +279,7 @@ def clients() -> Iterator[Seed]:
     yield "options", b"\0\0\x15\4\0\0\0\3" + (b"\0" + bytes([len(options)]) + options) + run * 2
     rough = b"".join(bytes([1, 0x40, option, 6, 0]) + bytes(6) for option in (1, 3, 6, 7, 8, 9, 10, 11, 12))
     yield "rough", b"\0\0\x15\4\0\0\0\3" + rough + run * 2
+    yield from handshakes()
     four = b"".join(bytes([1 | who << 6, 0x15, who]) for who in range(4)) + run
     load = b"".join(bytes([2 | who << 6, who % 2, 0, who, 1, 9]) for who in range(4)) + run + b"\x09\x08\x2a"
     yield "four", b"\x7c" + four + load * 4 + b"\5\0" + load + b"\x45\1" + load
@@ -262,6 +323,10 @@ def networks() -> Iterator[Seed]:
     who += bytes(6) + bytes([10, 0, 2, 15])
     for name, frame in (("ping", echo), ("arp", who)):
         yield name, bytes([6, 0]) + struct.pack("<I", offloads) + network_step(9, 1, len(frame), data=frame) * 2
+    for ip, gw in ((b"10.0.2.15/24", b"10.0.2.2"), (b"10.0.2.15", b""), (b"10.0.2.15/33", b"x"), (b"0.0.0.0/8", b"1.2.3.4"),
+                   (b"1.2.3.4/24x", b"1.2"), (b"10.0.2.15/24", b"1.2.3.400")):
+        text = bytes([len(ip)]) + ip + bytes([len(gw)]) + gw
+        yield f"ip-{ip.hex()}-{gw.hex()}", bytes([6, 8]) + struct.pack("<I", plain) + text + network_step(15, 6)
     lies = bytes([15, 0x80, 1, 0, 20, 0]) + bytes([15, 0x80, 0x84, 2, 3, 0, 60, 0]) + bytes([15, 0x80, 2, 9])
     for name, word in (("lies", 6), ("lies-never-resets", 0x0E), ("lies-small", 0x11)):
         yield name, bytes([word, 0]) + struct.pack("<I", offloads) + connect + lies + turn
