@@ -7,7 +7,7 @@ FUZZ_CORPUS=$FUZZ_OUT/corpus    # what runs find worth keeping
 FUZZ_MAKE=()                    # more words for make
 FUZZ_SECONDS=60
 FUZZ_AT_A_TIME=2
-FUZZ_INPUT_SECONDS=10  # one input may take; more is a finding
+FUZZ_INPUT_SECONDS=30  # one input may take, on a busy machine; more is a finding
 FUZZ_MEMORY_MIB=1024   # a process may take; more is a finding
 FUZZ_LENGTH_MAX=16384  # bytes of an input
 

@@ -44,7 +44,11 @@ enum {
     SEGMENTS_MAX = 64,
     ANSWERS_MAX = 16,
     DRAIN_ROUNDS = 400, /* of 50 ms: longer than a stream may take to close */
-    STEPS_MAX = 2000,
+    STEPS_MAX = 600,
+    /* To a peer that takes a few bytes in a segment no more is said at once: thousands of segments
+     * take the time of thousands of inputs. */
+    SEGMENT_SMALL = 200,
+    CHUNK_BYTES_SMALL = 600,
     TIME_SHIFTS = 14,
 };
 
@@ -132,6 +136,11 @@ static void check_content(const struct connection *connection, const uint8_t *da
         net_content_is(data, connection->address, connection->port, connection->in_at, bytes));
 }
 
+static size_t chunk_bytes(const struct connection *connection) {
+    const struct net_peer *peer = net_peer_of(connection->address, connection->port);
+    return peer != NULL && peer->mss < SEGMENT_SMALL ? CHUNK_BYTES_SMALL : CHUNK_BYTES;
+}
+
 /* Reads by one of the ways that there are; what is echoed is copied. False when nothing was read.
  */
 static bool read_some(struct connection *connection) {
@@ -139,7 +148,7 @@ static bool read_some(struct connection *connection) {
     struct segment segments[SEGMENTS_MAX];
     size_t bytes = stream->ops->received(stream);
     bytes = bytes % 5 == 0 ? (bytes + 1) / 2 : bytes; /* not always all that has come */
-    bytes = bytes < CHUNK_BYTES ? bytes : CHUNK_BYTES;
+    bytes = bytes < chunk_bytes(connection) ? bytes : chunk_bytes(connection);
     bool is_late = kind_of(connection) == LATE;
     if (bytes == 0 || connection->loan.stream != NULL || (is_late && !connection->may_read)) {
         return false;
@@ -181,10 +190,10 @@ static bool talk(struct connection *connection) {
     if (kind_of(connection) != TALKER || connection->waiting != NULL || !connection->may_read) {
         return false;
     }
-    struct chunk *chunk = new_chunk(CHUNK_BYTES);
-    net_content_copy(chunk->data, connection->address, connection->port, connection->out_at,
-                     CHUNK_BYTES);
-    connection->out_at += CHUNK_BYTES;
+    size_t bytes = chunk_bytes(connection);
+    struct chunk *chunk = new_chunk(bytes);
+    net_content_copy(chunk->data, connection->address, connection->port, connection->out_at, bytes);
+    connection->out_at += (uint32_t)bytes;
     connection->waiting = chunk;
     connection->may_read = false;
     return true;
