@@ -38,6 +38,8 @@ struct tcp_stream {
 
 /* Takes over packets whose payload is next in the stream, and tells the stream's owner. */
 void tcp_stream_received(struct tcp_stream *tcp, struct pbuf *chain);
+/* The peer has `bytes` more of what was sent. */
+void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes);
 /* Something else than stream_send may have changed what is to be sent. */
 void tcp_stream_forget_newest(void);
 

@@ -1,7 +1,7 @@
 /* What becomes of a received packet before, around and instead of lwIP. See tcp_stream.h.
  *
- * Nearly every packet is the next piece of an open connection and says nothing new otherwise. Such
- * a one goes straight to its stream; whatever is not exactly that goes through lwIP. */
+ * Nearly every packet is the next piece of an open connection, acknowledges what is due, or both.
+ * Such a one goes straight to its stream; whatever is not exactly that goes through lwIP. */
 #include <errno.h>
 #include <lwip/inet_chksum.h>
 #include <lwip/ip.h>
@@ -51,12 +51,12 @@ void tcp_input_remove(const struct tcp_stream *tcp) {
     }
 }
 
-/* The connection that a packet belongs to, when all that its headers say is that the stream goes
- * on: no options, no fragment, no flag but ACK and PSH. NULL for the long way. */
+/* The connection that a packet belongs to, when all that its headers say is that the streams go on:
+ * no options, no fragment, no flag but ACK and PSH. NULL for the long way. */
 static struct tcp_stream *continued(const struct pbuf *packet, const struct netif *netif) {
     const struct ip_hdr *ip = packet->payload;
     const struct tcp_hdr *header = (const void *)(ip + 1);
-    if (packet->len <= HEADERS_BYTES || ip->_v_hl != IP_VERSION_4_NO_OPTIONS ||
+    if (packet->len < HEADERS_BYTES || ip->_v_hl != IP_VERSION_4_NO_OPTIONS ||
         IPH_PROTO(ip) != IP_PROTO_TCP || lwip_ntohs(IPH_LEN(ip)) != packet->tot_len ||
         (IPH_OFFSET(ip) & PP_HTONS(IP_FRAGMENT)) != 0 ||
         ip->dest.addr != ip4_addr_get_u32(netif_ip4_addr(netif))) {
@@ -75,13 +75,71 @@ static struct tcp_stream *continued(const struct pbuf *packet, const struct neti
 }
 
 /* Nothing is under way in which this segment could be more than the next bytes: it is the next one,
- * fits into the window, acknowledges nothing new and leaves the peer's window open. */
-static bool is_next_only(const struct tcp_stream *tcp, const struct tcp_hdr *header, size_t bytes) {
+ * fits into the window and leaves the peer's open. */
+static bool is_next(const struct tcp_stream *tcp, const struct tcp_hdr *header, size_t bytes) {
     const struct tcp_pcb *pcb = tcp->pcb;
     return pcb->state == ESTABLISHED && !tcp->is_closing && pcb->refused_data == NULL &&
            pcb->ooseq == NULL && pcb->persist_backoff == 0 &&
-           lwip_ntohl(header->seqno) == pcb->rcv_nxt && lwip_ntohl(header->ackno) == pcb->lastack &&
-           bytes <= pcb->rcv_wnd && header->wnd != 0;
+           lwip_ntohl(header->seqno) == pcb->rcv_nxt && bytes <= pcb->rcv_wnd && header->wnd != 0;
+}
+
+/* It acknowledges what it should, and nothing has been lost lately. */
+static bool is_plain_acknowledgement(const struct tcp_pcb *pcb, uint32_t ackno) {
+    return TCP_SEQ_GT(ackno, pcb->lastack) && TCP_SEQ_LEQ(ackno, pcb->snd_nxt) &&
+           pcb->unacked != NULL && pcb->nrtx == 0 && (pcb->flags & (TF_RTO | TF_INFR)) == 0;
+}
+
+/* Slow start and congestion avoidance (RFC 5681, 3.1, with RFC 3465's counting of bytes), as lwIP
+ * reckons. */
+static void open_congestion_window(struct tcp_pcb *pcb, tcpwnd_size_t acknowledged) {
+    if (pcb->cwnd < pcb->ssthresh) {
+        tcpwnd_size_t most = 2 * (tcpwnd_size_t)pcb->mss;
+        tcpwnd_size_t more = acknowledged < most ? acknowledged : most;
+        TCP_WND_INC(pcb->cwnd, more);
+        return;
+    }
+    TCP_WND_INC(pcb->bytes_acked, acknowledged);
+    if (pcb->bytes_acked >= pcb->cwnd) {
+        pcb->bytes_acked -= pcb->cwnd;
+        TCP_WND_INC(pcb->cwnd, pcb->mss);
+    }
+}
+
+/* The round trip of the segment that is timed, in ticks (RFC 6298, 2; scaled as lwIP does). */
+static void measure_round_trip(struct tcp_pcb *pcb, uint32_t ackno) {
+    if (pcb->rttest == 0 || !TCP_SEQ_LT(pcb->rtseq, ackno)) {
+        return;
+    }
+    int error = (s16_t)(tcp_ticks - pcb->rttest) - (pcb->sa >> 3);
+    pcb->sa = (s16_t)(pcb->sa + error);
+    pcb->sv = (s16_t)(pcb->sv + (error < 0 ? -error : error) - (pcb->sv >> 2));
+    pcb->rto = (s16_t)((pcb->sa >> 3) + pcb->sv);
+    pcb->rttest = 0;
+}
+
+/* Frees the segments that are acknowledged whole; what is acknowledged in part stays. */
+static void acknowledge(struct tcp_stream *tcp, uint32_t ackno) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    size_t bytes = 0;
+    struct tcp_seg *segment;
+    open_congestion_window(pcb, ackno - pcb->lastack);
+    pcb->lastack = ackno;
+    pcb->rto = (s16_t)((pcb->sa >> 3) + pcb->sv);
+    while ((segment = pcb->unacked) != NULL &&
+           TCP_SEQ_LEQ(lwip_ntohl(segment->tcphdr->seqno) + TCP_TCPLEN(segment), ackno)) {
+        pcb->unacked = segment->next;
+        pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen - pbuf_clen(segment->p));
+        bytes += segment->len;
+        tcp_seg_free(segment);
+    }
+    pcb->rtime = pcb->unacked == NULL ? -1 : 0;
+    pcb->polltmr = 0;
+    pcb->snd_buf += (tcpwnd_size_t)bytes;
+    measure_round_trip(pcb, ackno);
+    tcp->needs_output |= pcb->unsent != NULL;
+    if (bytes > 0) {
+        tcp_stream_acknowledged(tcp, bytes);
+    }
 }
 
 /* The peer's window, told by a segment that is newer than any before (RFC 9293, 3.10.7.4). */
@@ -116,7 +174,12 @@ bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_
     const struct tcp_hdr *header = (const void *)(ip + 1);
     struct tcp_stream *tcp = continued(packet, netif);
     u16_t bytes = (u16_t)(packet->tot_len - HEADERS_BYTES);
-    if (tcp == NULL || !is_next_only(tcp, header, bytes) || !is_header_sound(ip)) {
+    if (tcp == NULL || !is_next(tcp, header, bytes) || !is_header_sound(ip)) {
+        return false;
+    }
+    uint32_t ackno = lwip_ntohl(header->ackno);
+    bool has_news = ackno != tcp->pcb->lastack;
+    if (has_news ? !is_plain_acknowledgement(tcp->pcb, ackno) : bytes == 0) {
         return false;
     }
     packet->payload = (uint8_t *)packet->payload + IP_HLEN;
@@ -138,7 +201,14 @@ bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_
     pcb->keep_cnt_sent = 0;
     pcb->persist_probe = 0;
     pcb->dupacks = 0;
+    if (has_news) {
+        acknowledge(tcp, ackno);
+    }
     take_window(tcp, header);
+    if (bytes == 0) {
+        pbuf_free(packet);
+        return true;
+    }
     pcb->rcv_nxt += bytes;
     pcb->rcv_wnd -= bytes;
     (void)tcp_update_rcv_ann_wnd(pcb); /* what it could be raised by matters to tcp_recved only */

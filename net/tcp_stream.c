@@ -540,14 +540,17 @@ static err_t received(void *arg, struct tcp_pcb *pcb, struct pbuf *chain, err_t 
     return ERR_OK;
 }
 
-static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
-    struct tcp_stream *tcp = arg;
-    (void)pcb; /* the stream's */
+void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes) {
     tcp->acknowledged += bytes;
     was_acknowledged = true;
     ASSERT(tcp->acknowledged <= tcp->sent);
     (void)release_acknowledged(tcp); /* the owner hears of the acknowledgement in any case */
     tell_owner(tcp);
+}
+
+static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
+    (void)pcb; /* the stream's */
+    tcp_stream_acknowledged(arg, bytes);
     return ERR_OK;
 }
 
