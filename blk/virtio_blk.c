@@ -340,6 +340,13 @@ static uint64_t next_deadline(const struct disk *disk) {
     return disk->oldest != NULL ? disk->oldest->issued_ns + disk->timeout_ns : DEADLINE_NEVER;
 }
 
+/* After a round that did something: would another one at once do more? What is in flight is told of
+ * by the ring, which the scheduler looks at in every turn. */
+static bool has_more(const struct disk *disk) {
+    return disk->retry_first != NULL || block_queue_has_work(&disk->block) ||
+           virtqueue_has_completed(disk->queue);
+}
+
 static void disk_task(void *arg) {
     struct disk *disk = arg;
     for (;;) {
@@ -358,7 +365,7 @@ static void disk_task(void *arg) {
                    !virtqueue_has_completed(disk->queue)) {
             /* Not when an answer has come since the look: it may be the one that was due. */
             disk_recover(disk, "a request was not answered in time", true);
-        } else if (worked) {
+        } else if (worked && has_more(disk)) {
             task_yield();
         } else {
             (void)task_wait(&disk->wake, next_deadline(disk)); /* either way: look at everything */
@@ -481,6 +488,7 @@ static int disk_probe(struct virtio_transport *transport) {
                                         .disarm = source_disarm,
                                         .arg = disk,
                                         .event = &disk->wake};
+    virtqueue_watch(disk->queue, &disk->source);
     scheduler_add_source(&disk->source);
     virtio_driver_ok(transport);
     disk_announce(disk);

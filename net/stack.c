@@ -57,6 +57,10 @@ void net_wake(void) {
     event_signal(&round_event);
 }
 
+bool net_is_under_pressure(void) {
+    return virtio_net_is_short_of_buffers(device);
+}
+
 void net_set_worker(bool (*work)(void *arg), void *arg) {
     worker = work;
     worker_arg = arg;

@@ -17,6 +17,9 @@ void net_set_worker(bool (*work)(void *arg), void *arg);
 /* Makes the network task run a round: from other tasks, for instance when a disk has answered. */
 void net_wake(void);
 
+/* Memory for receiving runs short: readers should consume what they have. */
+bool net_is_under_pressure(void);
+
 /* An address is configured. */
 bool net_is_up(void);
 

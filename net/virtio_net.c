@@ -538,6 +538,8 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event) {
                                             .disarm = send_disarm,
                                             .arg = net,
                                             .event = event};
+    virtqueue_watch(net->receive, &net->receive_source);
+    virtqueue_watch(net->send, &net->send_source);
     scheduler_add_source(&net->receive_source);
     scheduler_add_source(&net->send_source);
     net->transport->config_changed = config_changed;

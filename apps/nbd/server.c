@@ -428,6 +428,9 @@ static void check_shutdown(void) {
 /* When receive buffers run short, everybody who gathers a write hands on what is there, in this
  * round; whatever changes brings the next one. */
 static void relieve_pressure(void) {
+    if (!net_is_under_pressure()) {
+        return;
+    }
     for (struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {
         if (connection->state == NBD_TRANSMISSION && connection->receiving != NULL &&

@@ -304,8 +304,10 @@ const struct scheduler_stats *scheduler_get_stats(void) {
 static bool poll_sources(void) {
     bool found = false;
     for (unsigned i = 0; i < source_count; i++) {
-        if (sources[i]->pending(sources[i]->arg)) {
-            event_signal(sources[i]->event);
+        const struct poll_source *source = sources[i];
+        bool may_have = source->written == NULL || *source->written != *source->taken;
+        if (may_have && source->pending(source->arg)) {
+            event_signal(source->event);
             found = true;
         }
     }

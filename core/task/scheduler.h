@@ -14,6 +14,10 @@
 /* A ring that a device writes: looked at by memory loads alone, once a turn. */
 struct poll_source {
     const char *name;
+    /* Where the device counts what it has left, and how far that has been taken: only when they
+     * differ is `pending` asked. NULL for a source that is always asked. */
+    const volatile uint16_t *written;
+    const uint16_t *taken;
     /* True when the device has left something. */
     bool (*pending)(void *arg);
     /* Ask the device for an interrupt from now on, or no longer. Memory stores only. */

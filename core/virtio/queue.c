@@ -17,6 +17,7 @@
 #include "boot/arch.h"
 #include "core/log.h"
 #include "core/panic.h"
+#include "core/task/scheduler.h"
 
 /* VIRTIO 1.3, 2.7.5 to 2.7.8. */
 enum {
@@ -434,6 +435,11 @@ void virtqueue_kick(struct virtqueue *queue) {
 
 bool virtqueue_has_completed(const struct virtqueue *queue) {
     return queue->used->index != queue->used_seen && !queue->is_broken;
+}
+
+void virtqueue_watch(const struct virtqueue *queue, struct poll_source *source) {
+    source->written = &queue->used->index;
+    source->taken = &queue->used_seen;
 }
 
 static void *break_queue(struct virtqueue *queue, const char *what, uint32_t id, uint32_t length) {

@@ -65,6 +65,9 @@ void *virtqueue_take(struct virtqueue *queue, uint32_t *length);
 
 /* True when the device left something to take, or broke the queue: memory loads only. */
 bool virtqueue_has_completed(const struct virtqueue *queue);
+/* The two indices that this compares, for a poll source. */
+struct poll_source;
+void virtqueue_watch(const struct virtqueue *queue, struct poll_source *source);
 
 /* The device wrote nonsense: nothing is taken any more. */
 bool virtqueue_is_broken(const struct virtqueue *queue);
