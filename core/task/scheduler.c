@@ -142,6 +142,7 @@ int task_wait(struct event *event, uint64_t deadline_ns) {
     ASSERT(current != NULL);
     if (event != NULL && event->is_set) {
         event->is_set = false;
+        task_yield(); /* one that wakes itself for ever must not starve others, timers or rings */
         return 0;
     }
     struct task *task = current;

@@ -26,7 +26,7 @@ struct task;
 struct task *task_create(const char *name, void (*entry)(void *arg), void *arg, size_t stack_bytes);
 
 /* Waits until `event` is signalled or `deadline_ns` has passed: 0 or -ETIMEDOUT. A signal that came
- * before the call ends the wait at once. */
+ * before the call ends the wait in the next turn: whoever wakes itself for ever starves nobody. */
 int task_wait(struct event *event, uint64_t deadline_ns);
 
 /* Waits for nothing but time. */

@@ -107,6 +107,32 @@ TEST(a_signal_before_the_wait_is_kept_once) {
     assert_int_equal(wait_result, -ETIMEDOUT);
 }
 
+static bool others_had_their_turn;
+
+static void take_a_turn(void *unused) {
+    (void)unused;
+    others_had_their_turn = true;
+}
+
+static void wake_itself(void *unused) {
+    (void)unused;
+    for (unsigned i = 0; i < 1000 && !others_had_their_turn; i++) {
+        event_signal(&event);
+        (void)task_wait(&event, DEADLINE_NEVER);
+    }
+    note(others_had_their_turn ? 'y' : 'n');
+}
+
+TEST(a_task_that_wakes_itself_starves_nobody) {
+    begin();
+    event = (struct event){0};
+    others_had_their_turn = false;
+    spawn(wake_itself, NULL);
+    spawn(take_a_turn, NULL);
+    run_until_idle();
+    assert_string_equal(happened, "y");
+}
+
 TEST(a_cleared_signal_is_forgotten) {
     static const uint64_t soon = UNIT_CLOCK_START_NS + 5;
     event = (struct event){.is_external = true};
