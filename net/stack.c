@@ -33,7 +33,7 @@ enum {
     ACKNOWLEDGEMENT_BYTES_MAX = 14 + 20 + 60, /* with as many TCP options as there can be */
     /* What a connection is promised at first, as a share of all receive buffers; what it gets later
      * depends on how many there are (tcp_stream.c). */
-    WINDOW_SHARE = 8,
+    WINDOW_SHARE = 16,
     WINDOW_MAX = 4 * 1024 * 1024 - 64, /* what the window scale can say */
 };
 
