@@ -44,6 +44,7 @@ Platter serves virtio-blk disks over NBD from a unikernel. Commands:
   run      build what is out of date, start the appliance in QEMU
   test     unit tests, the self-test image, end-to-end tests with real clients
   fuzz     look for inputs that break what reads from outside
+  sim      play the whole appliance against simulated devices and clients, by seed
   soak     let mixed clients work for hours, and watch memory and counters
   coverage say which lines the tests that run on this machine never reach
   build    compile everything that `run` needs
@@ -84,7 +85,7 @@ main() {
 
   local command=${1:-}
   case $command in
-    run | test | fuzz | coverage | soak | build | image | bench | fmt | lint | clean)
+    run | test | fuzz | sim | coverage | soak | build | image | bench | fmt | lint | clean)
       [[ -e config/build/$command.sh ]] || die "\"$command\" does not exist yet"
       need "$command"
       "${command}_main" "${@:2}"

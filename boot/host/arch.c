@@ -31,6 +31,8 @@ static uint64_t clock_ns;
 static host_idle *idle_function;
 static void *idle_arg;
 static host_halt *halt_function;
+static host_moment *moment_function;
+static void *moment_arg;
 static uint64_t entropy_state;
 
 /* What the memory map must not hand out; here it is outside of all that a test calls memory. */
@@ -71,11 +73,23 @@ void host_set_halt(host_halt *halt) {
     halt_function = halt;
 }
 
+void host_set_moment(host_moment *moment, void *arg) {
+    moment_function = moment;
+    moment_arg = arg;
+}
+
+static void moment(void) {
+    if (moment_function != NULL) {
+        moment_function(moment_arg);
+    }
+}
+
 void host_set_entropy(uint64_t seed) {
     entropy_state = seed;
 }
 
 uint64_t arch_clock_ns(void) {
+    moment();
     return clock_ns;
 }
 
@@ -102,14 +116,17 @@ void arch_firmware_range(uint64_t *start, uint64_t *length) {
 
 void arch_barrier_full(void) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    moment();
 }
 
 void arch_barrier_write(void) {
     __atomic_thread_fence(__ATOMIC_RELEASE);
+    moment();
 }
 
 void arch_barrier_read(void) {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    moment();
 }
 
 _Noreturn void arch_halt(bool failed) {

@@ -24,6 +24,12 @@ void host_set_idle(host_idle *idle, void *arg);
 typedef void host_halt(bool failed);
 void host_set_halt(host_halt *halt);
 
+/* Called wherever time passes on a machine and its devices, which are other processors, may be seen
+ * to have done something: when the clock is read and at each barrier. May move the clock. NULL: the
+ * machine does everything in no time, alone. */
+typedef void host_moment(void *arg);
+void host_set_moment(host_moment *moment, void *arg);
+
 /* Where the sequence of arch_entropy starts. */
 void host_set_entropy(uint64_t seed);
 

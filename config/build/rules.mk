@@ -1,5 +1,5 @@
 # What is compiled, how, and into what. Called by build.sh from the top of the tree:
-#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|deaths|unit|fuzz|coverage|commands}
+#   make -f config/build/rules.mk TARGET=riscv64 {build|selftest|deaths|unit|fuzz|sim|coverage|commands}
 # Third-party sources are unpacked in build/deps before make starts (fetch.sh).
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
@@ -64,6 +64,18 @@ FUZZ_SOURCES := $(sort $(HOST_SOURCES) $(wildcard net/*.c apps/nbd/*.c))
 # What neither of them links counts too when the lines are counted: as never reached.
 COVERAGE_SOURCES := $(filter-out $(FUZZ_SOURCES) apps/selftest/% apps/deaths/%,\
     $(foreach folder,core/ net/ blk/ apps/,$(call files_below,$(folder),%.c)))
+
+# The simulator: the appliance as it is, but for the board and the C library, with tests/sim around it.
+# SIM_KIND: `safe` with the sanitizers, `fast` to explore with, `coverage` to see what it reaches.
+SIM_KIND ?= safe
+SIM := $(BUILD)/sim/$(SIM_KIND)
+SIM_EXCLUDE := core/lib/mem_%.c core/stack_guard.c apps/drivers.c apps/selftest/% apps/deaths/%
+SIM_APPLIANCE := $(filter-out $(SIM_EXCLUDE), \
+    $(call files_below,core/,%.c) \
+    $(call files_below,net/,%.c) \
+    $(call files_below,blk/,%.c) \
+    $(call files_below,apps/,%.c))
+SIM_OUTSIDE := boot/host/arch.c $(call files_below,tests/sim/,%.c)
 
 # Third party, from the unpacked trees.
 LWIP_SOURCES := $(wildcard $(DEPS)/lwip/src/core/*.c $(DEPS)/lwip/src/core/ipv4/*.c \
@@ -134,6 +146,18 @@ FLAGS_FUZZ_THIRD := $(FLAGS_HOST_THIRD) -fsanitize=fuzzer-no-link $(LWIP_HOST)
 # On the host, our mem* functions take other names, so that a test can compare them with libc's.
 FLAGS_HOST_MEM := -fno-builtin $(foreach name,memcpy memmove memset memcmp,-D$(name)=platter_$(name))
 
+# The appliance's heap is its own; the simulator's is the C library's. So that a run is the same each
+# time, the program lies at a fixed address.
+SIM_HEAP := $(foreach name,malloc calloc realloc free aligned_alloc,-D$(name)=appliance_$(name))
+SIM_WRAP := $(foreach name,heap_alloc heap_alloc_zeroed heap_alloc_aligned heap_free memp_malloc,-Wl,--wrap=$(name))
+SIM_FLAGS_safe     := -O1 $(HOST_SANITIZE)
+SIM_FLAGS_fast     := -O2
+SIM_FLAGS_coverage := -O1 $(HOST_COVERAGE)
+SIM_CODE := -D_DEFAULT_SOURCE -g -fno-omit-frame-pointer -fno-pie $(PREFIX_MAP) $(SIM_FLAGS_$(SIM_KIND)) \
+    $(OUR_INCLUDES) $(LIBRARY_INCLUDES)
+FLAGS_SIM := -std=c17 $(WARNINGS) $(SIM_CODE)
+FLAGS_SIM_THIRD := -std=gnu17 -w $(SIM_CODE)
+
 # --- A change of flags or of a list is a change of a file -----------------------------------------
 
 KEYS := $(OUT)/keys
@@ -159,6 +183,11 @@ START_OBJECTS    := $(call object,$(START_SOURCES))
 
 fuzzed  = $(patsubst %,$(FUZZ)/obj/%.o,$(patsubst $(DEPS)/%,deps/%,$1))
 
+simulated = $(patsubst %,$(SIM)/obj/%.o,$(patsubst $(DEPS)/%,deps/%,$1))
+SIM_APPLIANCE_OBJECTS := $(call simulated,$(SIM_APPLIANCE))
+SIM_OUTSIDE_OBJECTS   := $(call simulated,$(SIM_OUTSIDE))
+SIM_LIBRARY_OBJECTS   := $(call simulated,$(LWIP_SOURCES) $(LIBFDT_SOURCES))
+
 HOST_OBJECTS   := $(call hosted,$(HOST_SOURCES) $(LIBFDT_SOURCES))
 HELPER_OBJECTS := $(call hosted,$(UNIT_HELPERS))
 TEST_OBJECTS   := $(call hosted,$(UNIT_TESTS))
@@ -179,6 +208,8 @@ FUZZ_KEY := fuzz$(if $(COVERAGE),-coverage)
 $(call key,$(FUZZ_KEY),$(FLAGS_FUZZ) $(FLAGS_HOST_MEM))
 $(call key,$(FUZZ_KEY)-third,$(FLAGS_FUZZ_THIRD))
 $(call key,$(FUZZ_KEY)-objects,$(FUZZ_OBJECTS))
+$(call key,sim-$(SIM_KIND),$(FLAGS_SIM) $(SIM_HEAP) $(SIM_WRAP) $(FLAGS_SIM_THIRD))
+$(call key,sim-objects-$(SIM_KIND),$(SIM_APPLIANCE_OBJECTS) $(SIM_OUTSIDE_OBJECTS) $(SIM_LIBRARY_OBJECTS))
 $(call key,picolibc,$(PICOLIBC_KEY))
 $(call key,platter,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(LIBRARY_OBJECTS))
 $(call key,selftest,$(LINK_FLAGS) $(STRIP_FLAGS) $(COMMON_OBJECTS) $(SELFTEST_OBJECTS) $(LIBRARY_OBJECTS))
@@ -221,15 +252,27 @@ $(FUZZ)/obj/%.c.o: %.c $(KEYS)/$(FUZZ_KEY)
 $(FUZZ)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/$(FUZZ_KEY)-third
 	$(call QUIET,FUZZ )$(CLANG) $(FLAGS_FUZZ_THIRD) -MD -MP -c $< -o $@
 
+$(SIM)/obj/tests/%.c.o: tests/%.c $(KEYS)/sim-$(SIM_KIND)
+	$(call QUIET,SIM  )$(CLANG) $(FLAGS_SIM) $(DEPEND) -c $< -o $@
+
+$(SIM)/obj/boot/%.c.o: boot/%.c $(KEYS)/sim-$(SIM_KIND)
+	$(call QUIET,SIM  )$(CLANG) $(FLAGS_SIM) $(DEPEND) -c $< -o $@
+
+$(SIM)/obj/deps/%.c.o: $(DEPS)/%.c $(KEYS)/sim-$(SIM_KIND)
+	$(call QUIET,SIM  )$(CLANG) $(FLAGS_SIM_THIRD) $(SIM_HEAP) -MD -MP -c $< -o $@
+
+$(SIM)/obj/%.c.o: %.c $(KEYS)/sim-$(SIM_KIND)
+	$(call QUIET,SIM  )$(CLANG) $(FLAGS_SIM) $(SIM_HEAP) $(DEPEND) -c $< -o $@
+
 # Lists of what each object depends on; a missing one is simply not there yet.
 ALL_OBJECTS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(LIBRARY_OBJECTS) \
     $(START_OBJECTS) $(HOST_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) $(FUZZ_OBJECTS) $(FUZZ_TARGET_OBJECTS) \
-    $(COVERAGE_OBJECTS)
+    $(COVERAGE_OBJECTS) $(SIM_APPLIANCE_OBJECTS) $(SIM_OUTSIDE_OBJECTS) $(SIM_LIBRARY_OBJECTS)
 -include $(wildcard $(ALL_OBJECTS:.o=.d))
 
 # --- Products -------------------------------------------------------------------------------------
 
-.PHONY: build selftest deaths unit fuzz coverage commands
+.PHONY: build selftest deaths unit fuzz sim coverage commands
 
 build: $(OUT)/platter.elf $(OUT)/start.bin $(BUILD)/compile_commands.json
 selftest: $(OUT)/selftest.elf $(OUT)/start.bin
@@ -237,10 +280,12 @@ deaths: $(OUT)/deaths.elf $(OUT)/start.bin
 unit: $(TEST_PROGRAMS)
 fuzz: $(FUZZ_PROGRAMS)
 coverage: $(FUZZ_PROGRAMS) $(COVERAGE_OBJECTS)
+sim: $(SIM)/sim
 
 # Leaves the objects that lint needs the commands of.
 commands: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(TEST_OBJECTS) \
-    $(HELPER_OBJECTS) $(UNIT)/libplatter-host.a $(FUZZ_OBJECTS) $(FUZZ_TARGET_OBJECTS) $(BUILD)/compile_commands.json
+    $(HELPER_OBJECTS) $(UNIT)/libplatter-host.a $(FUZZ_OBJECTS) $(FUZZ_TARGET_OBJECTS) $(SIM_OUTSIDE_OBJECTS) \
+    $(BUILD)/compile_commands.json
 
 $(LIBC): $(KEYS)/picolibc config/build/picolibc.sh config/targets/picolibc-cross.txt.in
 	@config/build/picolibc.sh $(DEPS)/picolibc $(PICOLIBC) $(TARGET_CPU_FAMILY) $(TARGET_FLAGS)
@@ -281,9 +326,14 @@ $(FUZZ)/%: $(FUZZ)/obj/tests/fuzz/fuzz_%.c.o $(FUZZ)/libplatter-fuzz.a
 	@echo "  LINK   $@"
 	@$(CLANG) $(HOST_SANITIZE) $(if $(COVERAGE),$(HOST_COVERAGE)) -fsanitize=fuzzer -o $@ $< $(FUZZ)/libplatter-fuzz.a
 
+$(SIM)/sim: $(SIM_APPLIANCE_OBJECTS) $(SIM_OUTSIDE_OBJECTS) $(SIM_LIBRARY_OBJECTS) $(KEYS)/sim-objects-$(SIM_KIND)
+	@echo "  LINK   $@"
+	@$(CLANG) $(SIM_FLAGS_$(SIM_KIND)) -no-pie $(SIM_WRAP) -o $@ $(filter %.o,$^)
+
 # One entry for each of our own files: as it is compiled for the target, else as for the host.
 COMMANDS := $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(SELFTEST_OBJECTS) $(DEATHS_OBJECTS) $(HELPER_OBJECTS) $(TEST_OBJECTS) \
-    $(filter $(UNIT)/obj/boot/host/%,$(HOST_OBJECTS)) $(filter $(FUZZ)/obj/tests/%,$(FUZZ_OBJECTS)) $(FUZZ_TARGET_OBJECTS)
+    $(filter $(UNIT)/obj/boot/host/%,$(HOST_OBJECTS)) $(filter $(FUZZ)/obj/tests/%,$(FUZZ_OBJECTS)) $(FUZZ_TARGET_OBJECTS) \
+    $(filter $(SIM)/obj/tests/%,$(SIM_OUTSIDE_OBJECTS))
 
 $(BUILD)/compile_commands.json: $(COMMON_OBJECTS) $(PLATTER_OBJECTS) $(wildcard $(COMMANDS))
 	@{ echo '['; cat $(wildcard $(COMMANDS:.o=.json)) /dev/null | sed '$$s/,$$//'; echo ']'; } >$@

@@ -1,23 +1,29 @@
 # shellcheck shell=bash
-# `test`: unit tests and fuzzers on this machine, the self-test image in QEMU, real clients against
-# the appliance. The last line counts them all.
+# `test`: unit tests, fuzzers and simulated runs on this machine, the self-test image in QEMU, real
+# clients against the appliance. The last line counts them all.
 
 TEST_UNIT_SECONDS=120  # for one program
 TEST_GUEST_SECONDS=120 # for the self-test image
 TEST_E2E_SECONDS=1800  # for all of pytest
 TEST_FUZZ_SECONDS=60   # for one target
-TEST_QUICK_SECONDS=10  # for one target, with --quick
+TEST_SIM_RUNS=400      # the same ones each time
+TEST_SIM_SECONDS=100   # for new ones
+TEST_QUICK_SECONDS=10  # for one fuzz target, and for new simulated runs, with --quick
 TEST_OUT=$BUILD/test
 
 test_usage() {
   cat <<'END'
-usage: ./build.sh test [--quick] [unit | fuzz | guest [--sleeps N] | e2e [PYTEST-ARGUMENT…]]
+usage: ./build.sh test [--quick] [unit | fuzz | sim | guest [--sleeps N] | e2e [PYTEST-ARGUMENT…]]
 
-Runs all stages, or the one named. With --quick fuzzers get 10 s instead of 60: for the daily loop.
+Runs all stages, or the one named. With --quick fuzzers get 10 s instead of 60, and new simulated runs 10 s
+instead of 100: for the daily loop.
   unit    tests/unit/test_*.c on this machine, under the address and undefined-behaviour sanitizers;
           line coverage by file goes to build/unit/coverage.txt
   fuzz    tests/fuzz: each target over its seeds and the inputs that once broke it, then a minute of new ones;
           ./build.sh fuzz --help says how to look for longer
+  sim     the whole appliance against simulated devices and clients: the seeds that once failed
+          (tests/sim/seeds.txt), 400 that are always the same, and new ones for 100 s;
+          ./build.sh sim --help says how to play one again
   guest   the self-test image in QEMU, which prints TAP and powers off; with --sleeps N its hammer
           on sleeping and waking does N reads instead of 20000, some thousand a second
   e2e     tests/e2e with pytest: real NBD clients against the running appliance;
@@ -130,6 +136,28 @@ test_fuzz() {
   test_add $((${#sound[@]} - FUZZ_FAILED)) "$FUZZ_FAILED" 0
 }
 
+# One round of simulated runs is one test; every run that fails is one more.
+test_sim_round() { # what option…
+  local log=$TEST_OUT/sim-${1// /-}.log failed
+  if sim_play safe --jobs "$(nproc)" "${@:2}" >"$log"; then
+    test_add 1 0 0
+    say "  ok sim $1: $(tail -n 1 "$log")"
+    return
+  fi
+  failed=$(grep -c '^seed ' "$log") || failed=1
+  test_add 0 "$failed" 0
+  cat "$log" >&2
+  say "FAILED sim $1; play one again with ./build.sh sim --seed N --trace"
+}
+
+test_sim() {
+  need sim
+  sim_build safe
+  test_sim_round 'known seeds' --seeds tests/sim/seeds.txt
+  test_sim_round 'fixed set' --runs "$TEST_SIM_RUNS"
+  test_sim_round 'new seeds' --from $((EPOCHSECONDS * 10000)) --seconds "$TEST_SIM_SECONDS"
+}
+
 test_guest() { # [sleeps]
   local log=$TEST_OUT/guest.log status=0 sleeps=${1:-20000}
   build_make selftest
@@ -181,11 +209,11 @@ test_stage() { # name argument…
 }
 
 test_main() {
-  local -a stages=(unit fuzz guest e2e) arguments=()
+  local -a stages=(unit fuzz sim guest e2e) arguments=()
   local stage
   declare -gi TEST_PASSED=0 TEST_FAILED=0 TEST_SKIPPED=0
   if [[ ${1:-} == --quick ]]; then
-    TEST_FUZZ_SECONDS=$TEST_QUICK_SECONDS
+    TEST_FUZZ_SECONDS=$TEST_QUICK_SECONDS TEST_SIM_SECONDS=$TEST_QUICK_SECONDS
     shift
   fi
   case ${1:-} in
@@ -198,7 +226,7 @@ test_main() {
         arguments=("$3")
       fi
       ;;
-    unit | fuzz)
+    unit | fuzz | sim)
       (($# == 1)) || die "test $1 takes no arguments; see ./build.sh test --help"
       stages=("$1")
       ;;
