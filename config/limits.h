@@ -30,6 +30,8 @@
  */
 #define TASK_STALL_MS 200
 #define STALL_MS_MAX  60000
+/* The key `spin`: how long the rings are looked at before each sleep. */
+#define SPIN_US_MAX 10000
 /* An appliance whose scheduler has not turned for this long is ended with a report (key `watchdog`,
  * 0 for never). */
 #define WATCHDOG_S     10

@@ -80,6 +80,7 @@ static void read_configuration(const void *fdt) {
     log_set_level(level);
     panic_set_restart(restarts_after_panic());
     scheduler_set_stall_ms(config_number("stall", 0, STALL_MS_MAX, TASK_STALL_MS));
+    scheduler_set_spin_us((unsigned)config_number("spin", 0, SPIN_US_MAX, 0));
     scheduler_set_watchdog((unsigned)config_number("watchdog", 0, WATCHDOG_S_MAX, WATCHDOG_S));
 }
 

@@ -48,12 +48,13 @@ static void dump_tasks(void) {
                  (unsigned long long)task.runs, task.stack_used_peak, task.stack_bytes);
     }
     const struct scheduler_stats *stats = scheduler_get_stats();
-    log_text(
-        "scheduler: %llu turns, %llu switches, %llu sleeps, last look found %llu, rescued %llu, "
-        "stalls %llu",
-        (unsigned long long)stats->turns, (unsigned long long)stats->switches,
-        (unsigned long long)stats->sleeps, (unsigned long long)stats->looks_that_found,
-        (unsigned long long)stats->rescued, (unsigned long long)stats->stalls);
+    log_text("scheduler: %llu turns, %llu switches, %llu sleeps, last look found %llu, spins found "
+             "%llu, rescued %llu, "
+             "stalls %llu",
+             (unsigned long long)stats->turns, (unsigned long long)stats->switches,
+             (unsigned long long)stats->sleeps, (unsigned long long)stats->looks_that_found,
+             (unsigned long long)stats->spins_that_found, (unsigned long long)stats->rescued,
+             (unsigned long long)stats->stalls);
 }
 
 static void dump_interrupts(void) {

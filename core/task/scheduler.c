@@ -65,6 +65,7 @@ static uint64_t now_ns;
 static uint64_t irq_looked_ns;
 static uint64_t log_drained_ns;
 static uint64_t stall_ns = TASK_STALL_MS * NS_PER_MS;
+static uint64_t spin_ns;
 static unsigned watchdog_s;
 static uint64_t watchdog_fed_ns;
 static bool is_running;
@@ -387,6 +388,23 @@ static void sleep_until_something_happens(void) {
     }
 }
 
+/* Looks at the rings for a while before it is worth telling the devices, sleeping and being woken.
+ * False when the while is over, or a timer is due. Whether it pays depends on what a wake-up costs
+ * and on who else wants the processor: see docs/performance.md. */
+static bool spin_until_something_happens(void) {
+    uint64_t end_ns = now_ns + spin_ns;
+    uint64_t deadline_ns = timers_next_deadline();
+    end_ns = end_ns < deadline_ns ? end_ns : deadline_ns;
+    while (now_ns < end_ns) {
+        if (poll_sources()) {
+            stats.spins_that_found++;
+            return true;
+        }
+        now_ns = arch_clock_ns();
+    }
+    return false;
+}
+
 static void run_task(struct task *task) {
     uint64_t started_ns = now_ns;
     task->state = TASK_RUNNING;
@@ -408,6 +426,10 @@ static void run_task(struct task *task) {
 
 void scheduler_set_stall_ms(uint64_t ms) {
     stall_ns = ms != 0 ? ms * NS_PER_MS : UINT64_MAX;
+}
+
+void scheduler_set_spin_us(unsigned us) {
+    spin_ns = us * NS_PER_US;
 }
 
 void scheduler_set_watchdog(unsigned seconds) {
@@ -442,7 +464,9 @@ static void turn(void) {
             now_ns = arch_clock_ns();
             return;
         }
-        sleep_until_something_happens();
+        if (spin_ns == 0 || !spin_until_something_happens()) {
+            sleep_until_something_happens();
+        }
         return;
     }
     for (unsigned budget = ready_count; budget > 0 && ready_count > 0; budget--) {
@@ -480,6 +504,7 @@ void scheduler_forget(void) {
     sleep_barrier = NULL;
     irq_dispatch = NULL;
     irq_looked_ns = 0;
+    spin_ns = 0;
     stats = (struct scheduler_stats){0};
 }
 #endif

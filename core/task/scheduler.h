@@ -42,6 +42,9 @@ void scheduler_set_irq_dispatch(unsigned (*dispatch)(void));
 /* A task that keeps the processor for longer is named in the log; 0 for never. */
 void scheduler_set_stall_ms(uint64_t ms);
 
+/* Before each sleep the rings are looked at for so long; 0 for not at all. */
+void scheduler_set_spin_us(unsigned us);
+
 /* From the beginning of `scheduler_run` the machine is ended with a report when the scheduler has
  * not turned for `seconds`; 0 for never. Where the board has no watchdog, the log says so. */
 void scheduler_set_watchdog(unsigned seconds);
@@ -60,6 +63,7 @@ struct scheduler_stats {
     uint64_t switches;
     uint64_t sleeps;
     uint64_t looks_that_found; /* the last look before a sleep found something: no sleep */
+    uint64_t spins_that_found; /* something came while the rings were looked at, before that */
     uint64_t rescued;          /* woken by the clock, found an event that had no interrupt */
     uint64_t stalls;           /* a task kept the processor longer than TASK_STALL_MS */
 };

@@ -458,6 +458,47 @@ static void run_with_device(enum gap gap) {
     assert_int_equal(wait_result, 0);
 }
 
+static unsigned looks_left;
+
+static bool pending_after_some_looks(void *unused) {
+    host_clock_advance(NS_PER_US);
+    looks_left -= looks_left > 0;
+    device.has_completed |= looks_left == 0;
+    return device_pending(unused);
+}
+
+static void wait_with_a_spin_of(unsigned us, unsigned looks) {
+    device = (struct fake_device){.gap = WHILE_ASLEEP_WITH_INTERRUPT};
+    device.source = (struct poll_source){.name = "fake",
+                                         .pending = pending_after_some_looks,
+                                         .arm = device_arm,
+                                         .disarm = device_disarm,
+                                         .event = &device.done};
+    looks_left = looks;
+    begin();
+    scheduler_set_spin_us(us);
+    scheduler_add_source(&device.source);
+    scheduler_set_sleep_barrier(device_barrier, NULL);
+    scheduler_set_irq_dispatch(device_dispatch);
+    host_set_idle(device_idle, NULL);
+    unit_run_task(wait_for_device, NULL);
+    assert_int_equal(wait_result, 0);
+}
+
+TEST(what_comes_while_it_spins_is_found_without_a_sleep) {
+    wait_with_a_spin_of(50, 20);
+    assert_string_equal(happened, "d");
+    assert_int_equal(scheduler_get_stats()->spins_that_found, 1);
+    assert_int_equal(scheduler_get_stats()->sleeps, 0);
+}
+
+TEST(a_spin_ends_in_a_sleep) {
+    wait_with_a_spin_of(50, 1000);
+    assert_string_equal(happened, "dabid");
+    assert_int_equal(scheduler_get_stats()->spins_that_found, 0);
+    assert_true(woken_ns >= UNIT_CLOCK_START_NS + 50 * NS_PER_US);
+}
+
 TEST(going_to_sleep_arms_then_orders_then_looks_then_sleeps) {
     run_with_device(WHILE_ASLEEP_WITH_INTERRUPT);
     assert_string_equal(happened, "dabid"); /* the first d: a new source begins unarmed */
