@@ -61,6 +61,7 @@ class Appliance:
         """`append` is for the guest's command line, `qemu` for QEMU's, `run_options` for `run`, before
         the disks; `folder` takes the logs. `size` is the first disk's where it is not its file's. With
         `socket_path` its network is whoever listens there, and it has GUEST_ADDRESS."""
+        memory_mib = int(os.environ.get("MEMORY_MIB", memory_mib))
         self.host = HOST
         self.port = 0
         self.export = ""
