@@ -411,8 +411,14 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
     for (const struct pbuf *part = frame->next; part != NULL; part = part->next) {
         segments[count++] = (struct segment){part->payload, part->len};
     }
-    if (virtqueue_add(net->send, segments, count, 0, frame) != 0) {
+    int error = virtqueue_add(net->send, segments, count, 0, frame);
+    if (error != 0) {
+        /* Perhaps only because nobody has looked what the device has read since. */
         virtqueue_kick(net->send);
+        virtio_net_reclaim(net);
+        error = virtqueue_add(net->send, segments, count, 0, frame);
+    }
+    if (error != 0) {
         net->wants_room = true;
         net_counters.send_ring_full++;
         return -EAGAIN;

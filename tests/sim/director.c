@@ -33,9 +33,7 @@ enum { CLASSES_MAX = 64, KEY_STOP = 0x03 };
 /* Longest that anybody waits when nothing goes wrong. The interface may still drop frames for want
  * of buffers, which costs a retransmission or a few. */
 #define PATIENCE_NS (3 * NS_PER_S)
-/* With clients who take nothing for seconds, or a limit of requests by the second; or with a send
- * ring of a few entries, where acknowledgements of many find no room and peers fall back to ever
- * longer time-outs (docs/proof.md, known and left). */
+/* With clients who take nothing for seconds, or a limit of requests by the second. */
 #define PATIENCE_SLOW_NS (30 * NS_PER_S)
 /* A peer that takes nothing is given up after 80 s (config/lwipopts.h). */
 #define PATIENCE_AFTER_FAULTS_NS (240 * NS_PER_S)
@@ -47,8 +45,6 @@ enum { CLASSES_MAX = 64, KEY_STOP = 0x03 };
 #define EMPTY_NS (400 * NS_PER_S)
 /* Draining has its deadlines; the last flushes have the disk's. */
 #define STOP_NS (600 * NS_PER_S)
-
-enum { SEND_RING_QUICK = 8 };
 
 enum act { ACT_START, ACT_SETTLE, ACT_WORK, ACT_LEAVE, ACT_EMPTY, ACT_STATUS, ACT_STOP };
 
@@ -224,7 +220,7 @@ static void check_status(void) {
 
 static uint64_t patience_ns(void) {
     uint64_t disk_ns = 4 * plan.timeout_s * NS_PER_S;
-    bool is_slow = plan.stalls != 0 || plan.has_limit || plan.send_ring < SEND_RING_QUICK;
+    bool is_slow = plan.stalls != 0 || plan.has_limit;
     return !plan.is_sound ? PATIENCE_AFTER_FAULTS_NS + disk_ns
            : is_slow      ? PATIENCE_SLOW_NS
                           : PATIENCE_NS;
