@@ -10,6 +10,7 @@
 #include <lwip/etharp.h>
 #include <lwip/init.h>
 #include <lwip/ip4.h>
+#include <lwip/prot/tcp.h>
 #include <lwip/stats.h>
 #include <lwip/timeouts.h>
 #include <netif/ethernet.h>
@@ -46,6 +47,8 @@ static bool (*worker)(void *arg);
 static void *worker_arg;
 static uint16_t wire_segment;
 static uint16_t our_mac[3];
+static struct pbuf *kept[NET_KEPT_FRAMES]; /* for when the send ring has room, the oldest first */
+static unsigned kept_count;
 
 /* lwIP's clock, in milliseconds. The scheduler's is exact enough and costs nothing. */
 u32_t sys_now(void);
@@ -70,10 +73,42 @@ bool net_is_up(void) {
     return !ip4_addr_isany_val(*netif_ip4_addr(&interface));
 }
 
+/* TCP keeps what it sends until it is acknowledged. An answer to ARP and a reset are sent once, and
+ * a peer that misses one stands still for seconds. */
+static bool is_sent_once(const struct pbuf *frame) {
+    const uint8_t *ethernet = frame->payload;
+    const uint8_t *ip = ethernet + ETHERNET_BYTES;
+    if (frame->len >= ETHERNET_BYTES + HEADERS_BYTES && ethernet[12] == 0x08 &&
+        ethernet[13] == 0x00) {
+        return ip[9] == IP_PROTO_TCP && (ip[IP_HLEN + 13] & TCP_RST) != 0;
+    }
+    return frame->len > ETHERNET_BYTES && ethernet[12] == 0x08 && ethernet[13] == 0x06;
+}
+
+/* For a frame that the full ring has refused; false when there are too many of them, too. */
+static bool keep_frame(struct pbuf *frame) {
+    if (kept_count == NET_KEPT_FRAMES || !is_sent_once(frame)) {
+        return false;
+    }
+    pbuf_ref(frame);
+    kept[kept_count++] = frame;
+    return true;
+}
+
+static void send_kept(void) {
+    unsigned sent = 0;
+    while (sent < kept_count && virtio_net_send(device, kept[sent], wire_segment) != -EAGAIN) {
+        pbuf_free(kept[sent++]); /* gone, or the device is */
+    }
+    kept_count -= sent;
+    memmove(kept, kept + sent, kept_count * sizeof(struct pbuf *));
+}
+
 static err_t link_output(struct netif *netif, struct pbuf *frame) {
     (void)netif; /* there is one */
     int error = virtio_net_send(device, frame, wire_segment);
-    return error == 0 ? ERR_OK : error == -EAGAIN ? ERR_MEM : ERR_IF;
+    bool has_gone = error == 0 || (error == -EAGAIN && keep_frame(frame));
+    return has_gone ? ERR_OK : error == -EAGAIN ? ERR_MEM : ERR_IF;
 }
 
 static err_t interface_init(struct netif *netif) {
@@ -202,6 +237,9 @@ static void net_task(void *unused) {
         if (virtio_net_take_link_change(device)) {
             follow_link();
         }
+        if (has_room_again) {
+            send_kept();
+        }
         sys_check_timeouts();
         bool has_more = worker != NULL && worker(worker_arg);
         tcp_streams_run(has_room_again);
@@ -329,6 +367,9 @@ void net_dump(void) {
 
 #ifdef PLATTER_HOST
 void net_forget(void) {
+    while (kept_count > 0) {
+        pbuf_free(kept[--kept_count]);
+    }
     dhcp_stop(&interface);
     dhcp_cleanup(&interface);
     netif_remove(&interface);
