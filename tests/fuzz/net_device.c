@@ -47,6 +47,7 @@ static struct {
     uint32_t status;
     unsigned slow_reads;
     bool has_lied;
+    bool has_lied_of_sent;
 } device;
 
 static uint8_t frame_sent[NET_DEVICE_FRAME_MAX];
@@ -239,6 +240,11 @@ void net_device_take(unsigned frames_max, net_device_taken *taken) {
     struct descriptor chain[CHAIN_MAX];
     while (frames_max-- > 0 && waiting(queue) > 0) {
         uint16_t head = next_head(queue);
+        if (device.has_lied_of_sent) {
+            /* What it has called done is the driver's again, and not for reading. */
+            complete(queue, head, 0);
+            continue;
+        }
         unsigned count = walk(queue, head, chain);
         struct net_header header;
         size_t bytes = 0;
@@ -264,6 +270,7 @@ void net_device_lie(struct fuzz_input *input) {
         return;
     }
     device.has_lied = true;
+    device.has_lied_of_sent |= kind >> 7 == SEND;
     switch (kind % 5) {
     case 0: /* a number that may be in flight, a length that may be one */
         complete(queue, fuzz_u8(input), fuzz_u16(input));
