@@ -25,11 +25,18 @@ struct stream_loan {
 
 /* A place in what was sent: `released` is called once, in the network task, when the peer has
  * acknowledged everything sent before the mark, or when the stream is gone and no device looks at
- * that memory any more. The memory of the mark is the caller's until then. */
+ * that memory any more. The memory of the mark is the stream's until then; of its fields only
+ * `released` is the caller's to set. */
 struct stream_mark {
     struct stream_mark *next;
     uint64_t position;
     void (*released)(struct stream_mark *mark);
+};
+
+/* A mark, and room for what the stream notes of the two pieces that it sends with it. */
+struct stream_parcel {
+    struct stream_mark mark; /* first, so that who gets the mark has the parcel */
+    uint64_t notes[2][4];
 };
 
 enum stream_state {
@@ -60,6 +67,11 @@ struct stream_ops {
      * The memory must stay until a mark placed behind it is released. */
     size_t (*send)(struct stream *stream, const void *data, size_t bytes);
     void (*mark)(struct stream *stream, struct stream_mark *mark);
+    /* Sends a header (of 0 bytes: none) and data by reference and places the parcel's mark behind
+     * them, which is cheaper than one by one, if there is room for all of it at once; otherwise
+     * nothing has happened, and the caller does it step by step. */
+    bool (*send_whole)(struct stream *stream, struct segment header, struct segment data,
+                       struct stream_parcel *parcel);
     /* Everything accepted so far goes out now. */
     void (*flush)(struct stream *stream);
     /* While a reply is expected soon, acknowledgements wait for it. */

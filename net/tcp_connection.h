@@ -16,11 +16,11 @@ struct tcp_stream {
     struct pbuf *last;
     size_t first_offset; /* consumed bytes of the first */
     size_t received;
-    size_t consumed; /* not yet told to lwIP */
-    size_t credited; /* received and told as consumed already, though it is not: see gather */
-    uint64_t sent;   /* accepted for sending, free-running */
-    uint64_t acknowledged;
-    uint64_t releasing;       /* marks up to here go as soon as ... */
+    size_t consumed;       /* not yet told to lwIP */
+    size_t credited;       /* received and told as consumed already, though it is not: see gather */
+    uint64_t sent;         /* accepted for sending, free-running */
+    uint64_t acknowledged; /* of that, in whole segments */
+    uint64_t releasing;    /* marks up to here go as soon as ... */
     uint64_t releasing_after; /* ... so many frames have been read by the device */
     struct stream_mark *marks_first;
     struct stream_mark *marks_last;

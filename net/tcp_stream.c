@@ -333,21 +333,51 @@ static size_t segment_limit(const struct tcp_pcb *pcb) {
     return half == 0 || half > pcb->mss ? pcb->mss : half;
 }
 
-/* What tcp_write does, at a third of the cost, for the case that nearly all replies are: the bytes
- * fit into the newest segment, which has not left yet. Of the lengths in the chain that lwIP keeps
- * up to date, those between the first and the last buffer are read by nobody but pbuf_copy, to
- * which they only must not look like the end of a packet. */
-static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t bytes) {
+/* True when `bytes` more, in so many buffers, fit into the newest segment, which has not left yet.
+ */
+static bool fits_newest(const struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
+    const struct tcp_pcb *pcb = tcp->pcb;
+    const struct tcp_seg *segment = newest.segment;
+    return newest.stream == tcp && pcb != NULL && pcb->unsent == segment &&
+           bytes <= tcp_sndbuf(pcb) && segment->len + bytes <= segment_limit(pcb) &&
+           pcb->snd_queuelen + buffers < TCP_SND_QUEUELEN &&
+           (pcb->state == ESTABLISHED || pcb->state == CLOSE_WAIT);
+}
+
+/* Of the lengths in the chain that lwIP keeps up to date, those between the first and the last
+ * buffer are read by nobody but pbuf_copy, to which they only must not look like the end of a
+ * packet. */
+static void chain_to_newest(struct pbuf *part) {
+    newest.last->next = part;
+    if (newest.last != newest.segment->p) {
+        newest.last->tot_len = (u16_t)(newest.last->len + part->len);
+    }
+    newest.last = part;
+}
+
+static void newest_has_grown(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
     struct tcp_pcb *pcb = tcp->pcb;
     struct tcp_seg *segment = newest.segment;
-    if (newest.stream != tcp || pcb->unsent != segment || bytes > tcp_sndbuf(pcb) ||
-        segment->len + bytes > segment_limit(pcb) || pcb->snd_queuelen >= TCP_SND_QUEUELEN - 1 ||
-        (pcb->state != ESTABLISHED && pcb->state != CLOSE_WAIT)) {
+    ASSERT(segment->next == NULL);
+    segment->p->tot_len = (u16_t)(segment->p->tot_len + bytes);
+    segment->len = (u16_t)(segment->len + bytes);
+    TCPH_SET_FLAG(segment->tcphdr, TCP_PSH);
+    pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen + buffers);
+    pcb->snd_lbb += (u32_t)bytes;
+    pcb->snd_buf -= (tcpwnd_size_t)bytes;
+    tcp->sent += bytes;
+    tcp->needs_output = true;
+}
+
+/* What tcp_write does, at a third of the cost, for the case that nearly all replies are: the bytes
+ * fit into the newest segment. */
+static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t bytes) {
+    unsigned buffers = 0;
+    if (!fits_newest(tcp, bytes, 1)) {
         return false;
     }
-    ASSERT(segment->next == NULL);
     if ((const char *)newest.last->payload + newest.last->len == data &&
-        newest.last != segment->p && newest.last->len + bytes <= UINT16_MAX) {
+        newest.last != newest.segment->p && newest.last->len + bytes <= UINT16_MAX) {
         newest.last->len = (u16_t)(newest.last->len + bytes);
         newest.last->tot_len = newest.last->len;
     } else {
@@ -356,18 +386,10 @@ static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t by
             return false;
         }
         part->payload = (void *)(uintptr_t)data; /* lwIP only reads what it sends */
-        newest.last->next = part;
-        if (newest.last != segment->p) {
-            newest.last->tot_len = (u16_t)(newest.last->len + bytes);
-        }
-        newest.last = part;
-        pcb->snd_queuelen++;
+        chain_to_newest(part);
+        buffers = 1;
     }
-    segment->p->tot_len = (u16_t)(segment->p->tot_len + bytes);
-    segment->len = (u16_t)(segment->len + bytes);
-    TCPH_SET_FLAG(segment->tcphdr, TCP_PSH);
-    pcb->snd_lbb += (u32_t)bytes;
-    pcb->snd_buf -= (tcpwnd_size_t)bytes;
+    newest_has_grown(tcp, bytes, buffers);
     return true;
 }
 
@@ -408,12 +430,7 @@ __attribute__((noinline)) static size_t send_anew(struct tcp_stream *tcp, const 
 
 static size_t stream_send(struct stream *stream, const void *data, size_t bytes) {
     struct tcp_stream *tcp = of(stream);
-    if (tcp->pcb == NULL || !append_to_newest(tcp, data, bytes)) {
-        return send_anew(tcp, data, bytes);
-    }
-    tcp->sent += bytes;
-    tcp->needs_output = true;
-    return bytes;
+    return append_to_newest(tcp, data, bytes) ? bytes : send_anew(tcp, data, bytes);
 }
 
 static void stream_mark_place(struct stream *stream, struct stream_mark *mark) {
@@ -426,6 +443,46 @@ static void stream_mark_place(struct stream *stream, struct stream_mark *mark) {
         tcp->marks_first = mark;
     }
     tcp->marks_last = mark;
+}
+
+_Static_assert(sizeof(struct pbuf_custom) <= sizeof((struct stream_parcel *)0)->notes[0],
+               "a parcel has room for the buffers of its pieces");
+
+/* The memory is the parcel's. */
+static void note_freed(struct pbuf *note) {
+    (void)note;
+}
+
+static struct pbuf *note_piece(uint64_t note[], struct segment piece) {
+    struct pbuf_custom *buffer = (struct pbuf_custom *)(void *)note;
+    u16_t length = (u16_t)piece.length;
+    buffer->custom_free_function = note_freed;
+    buffer->pbuf = (struct pbuf){.payload = piece.data,
+                                 .len = length,
+                                 .tot_len = length,
+                                 .type_internal = PBUF_ROM,
+                                 .flags = PBUF_FLAG_IS_CUSTOM,
+                                 .ref = 1};
+    return &buffer->pbuf;
+}
+
+/* lwIP's buffers for the pieces are part of the parcel, so they never run out. They are needed as
+ * long as the pieces are: what counts as acknowledged are whole segments, which lwIP has freed. */
+static bool stream_send_whole(struct stream *stream, struct segment header, struct segment data,
+                              struct stream_parcel *parcel) {
+    struct tcp_stream *tcp = of(stream);
+    size_t bytes = (size_t)header.length + data.length;
+    unsigned buffers = header.length > 0 ? 2 : 1;
+    if (!fits_newest(tcp, bytes, buffers)) {
+        return false;
+    }
+    if (header.length > 0) {
+        chain_to_newest(note_piece(parcel->notes[0], header));
+    }
+    chain_to_newest(note_piece(parcel->notes[1], data));
+    newest_has_grown(tcp, bytes, buffers);
+    stream_mark_place(stream, &parcel->mark);
+    return true;
 }
 
 static void release_marks(struct tcp_stream *tcp, uint64_t up_to) {
@@ -575,6 +632,7 @@ static const struct stream_ops tcp_stream_ops = {
     .gather_max = stream_gather_max,
     .send = stream_send,
     .mark = stream_mark_place,
+    .send_whole = stream_send_whole,
     .flush = stream_flush,
     .expect_reply = stream_expect_reply,
     .is_under_pressure = stream_is_under_pressure,

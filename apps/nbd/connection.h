@@ -39,7 +39,8 @@ struct nbd_io {
     uint8_t header_sent;
     uint8_t header[NBD_EXTENDED_REPLY_BYTES + NBD_HOLE_BYTES];
     enum { IO_IDLE, IO_ON_DISK, IO_READY, IO_ON_WIRE } state;
-    struct stream_mark mark;
+    bool ends_reply; /* its last byte is that of the reply, whose mark it is too */
+    struct stream_parcel parcel;
 };
 
 struct nbd_request {
@@ -63,7 +64,7 @@ struct nbd_request {
     bool is_queued;     /* in the queue of replies */
     bool is_begun;      /* its first byte is encoded */
     bool needs_last;    /* a chunk that says "done" is still to come */
-    bool is_marked;     /* the whole reply is with the stream */
+    bool is_marked;     /* the whole reply is with the stream; perhaps by its last chunk's mark */
     uint8_t head_bytes; /* in the connection's ring: a simple reply, or a chunk */
     uint8_t head_sent;
     uint16_t text_sent;

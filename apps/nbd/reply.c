@@ -52,17 +52,27 @@ static struct nbd_request *request_of_mark(struct stream_mark *mark) {
     return (struct nbd_request *)(void *)((char *)mark - offsetof(struct nbd_request, mark));
 }
 
-static void chunk_released(struct stream_mark *mark) {
-    nbd_chunk_acknowledged((struct nbd_io *)(void *)((char *)mark - offsetof(struct nbd_io, mark)));
-}
-
-static void reply_released(struct stream_mark *mark) {
-    struct nbd_request *request = request_of_mark(mark);
+static void reply_acknowledged(struct nbd_request *request) {
     if (request->connection->state != NBD_CLOSED) {
         nbd_request_give(request);
     } else {
         request->is_marked = false;
         nbd_request_give_if_unused(request); /* the disk may still have some of it */
+    }
+}
+
+static void reply_released(struct stream_mark *mark) {
+    reply_acknowledged(request_of_mark(mark));
+}
+
+static void chunk_released(struct stream_mark *mark) {
+    struct nbd_io *io =
+        (struct nbd_io *)(void *)((char *)mark - offsetof(struct nbd_io, parcel.mark));
+    struct nbd_request *request = io->request;
+    bool ends_reply = io->ends_reply; /* the io is another's when it is given back */
+    nbd_chunk_acknowledged(io);
+    if (ends_reply) {
+        reply_acknowledged(request);
     }
 }
 
@@ -213,9 +223,15 @@ static bool send_head(struct nbd_request *request) {
     return sent == left;
 }
 
-/* True when all of the chunk is with the stream. */
+/* True when all of the chunk is with the stream, and its mark behind it. */
 static bool send_chunk(struct stream *stream, struct nbd_io *io) {
+    struct segment header = {io->header, io->header_bytes};
+    struct segment data = {io->buffer, io->data_bytes};
     if (io->header_sent < io->header_bytes) {
+        if (io->header_sent == 0 && io->data_bytes > 0 &&
+            stream->ops->send_whole(stream, header, data, &io->parcel)) {
+            return true;
+        }
         io->header_sent = (uint8_t)(io->header_sent +
                                     stream->ops->send(stream, io->header + io->header_sent,
                                                       io->header_bytes - (size_t)io->header_sent));
@@ -223,11 +239,19 @@ static bool send_chunk(struct stream *stream, struct nbd_io *io) {
             return false;
         }
     }
+    if (io->data_bytes > 0 && io->data_sent == 0 &&
+        stream->ops->send_whole(stream, (struct segment){0}, data, &io->parcel)) {
+        return true;
+    }
     if (io->data_sent < io->data_bytes) {
         io->data_sent += (uint32_t)stream->ops->send(stream, (uint8_t *)io->buffer + io->data_sent,
                                                      io->data_bytes - io->data_sent);
     }
-    return io->data_sent == io->data_bytes;
+    if (io->data_sent < io->data_bytes) {
+        return false;
+    }
+    stream->ops->mark(stream, &io->parcel.mark);
+    return true;
 }
 
 /* An error in the middle. With simple replies the header has said that data follows, and the
@@ -273,15 +297,16 @@ static bool send_content(struct nbd_request *request) {
         if (has_headers && io->header_bytes == 0) {
             begin_chunk(request, io);
         }
+        io->ends_reply = io->covers == request->reply_left && !request->needs_last;
+        io->parcel.mark.released = chunk_released;
         if (!send_chunk(stream, io)) {
             return false; /* acknowledgements make room */
         }
         request->reply_left -= io->covers;
         request->chunks = io->next;
+        request->is_marked = io->ends_reply;
         io->state = IO_ON_WIRE;
         request->ios_on_wire++;
-        io->mark.released = chunk_released;
-        stream->ops->mark(stream, &io->mark);
     }
     return true;
 }
@@ -316,8 +341,10 @@ void nbd_replies_send(struct nbd_connection *connection) {
         if (connection->reply_first == NULL) {
             connection->reply_last = NULL;
         }
-        request->is_marked = true;
-        request->mark.released = reply_released;
-        stream->ops->mark(stream, &request->mark);
+        if (!request->is_marked) {
+            request->is_marked = true;
+            request->mark.released = reply_released;
+            stream->ops->mark(stream, &request->mark);
+        }
     }
 }

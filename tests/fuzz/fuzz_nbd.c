@@ -212,6 +212,24 @@ static void stream_mark(struct stream *stream, struct stream_mark *mark) {
     client->marks_last = mark;
 }
 
+static bool stream_send_whole(struct stream *stream, struct segment header, struct segment data,
+                              struct stream_parcel *parcel) {
+    struct client *client = client_of(stream);
+    size_t unacknowledged = client->out.bytes - client->acknowledged;
+    size_t bytes = (size_t)header.length + data.length;
+    FUZZ_CHECK(data.length > 0);
+    if (stream->state == STREAM_DEAD || unacknowledged + bytes > client->window ||
+        client->ref_count + 2 > REFS_MAX) {
+        return false;
+    }
+    if (header.length > 0) {
+        (void)stream_send(stream, header.data, header.length); /* there is room */
+    }
+    (void)stream_send(stream, data.data, data.length);
+    stream_mark(stream, &parcel->mark);
+    return true;
+}
+
 static void stream_flush(struct stream *stream) {
     (void)client_of(stream);
 }
@@ -244,6 +262,7 @@ static const struct stream_ops stream_ops = {.received = stream_received,
                                              .gather_max = stream_gather_max,
                                              .send = stream_send,
                                              .mark = stream_mark,
+                                             .send_whole = stream_send_whole,
                                              .flush = stream_flush,
                                              .expect_reply = stream_expect_reply,
                                              .is_under_pressure = stream_is_under_pressure,

@@ -56,7 +56,7 @@ enum {
 enum kind { ECHO, SILENT, LATE, TALKER };
 
 struct chunk {
-    struct stream_mark mark; /* first: released casts back */
+    struct stream_parcel parcel; /* first: released casts back */
     size_t bytes;
     size_t sent;
     uint8_t data[];
@@ -102,9 +102,18 @@ static enum kind kind_of(const struct connection *connection) {
 static struct chunk *new_chunk(size_t bytes) {
     struct chunk *chunk = malloc(sizeof *chunk + bytes);
     FUZZ_CHECK(chunk != NULL);
-    *chunk = (struct chunk){.bytes = bytes, .mark = {.released = chunk_released}};
+    *chunk = (struct chunk){.bytes = bytes, .parcel.mark.released = chunk_released};
     chunks_alive++;
     return chunk;
+}
+
+/* Header and data at once, or all that is left of the data. */
+static bool send_parcel(struct stream *stream, struct chunk *chunk) {
+    size_t left = chunk->bytes - chunk->sent;
+    size_t head = chunk->sent == 0 && left > HEADER_BYTES ? HEADER_BYTES : 0;
+    struct segment header = {chunk->data, (uint32_t)head};
+    struct segment data = {chunk->data + chunk->sent + head, (uint32_t)(left - head)};
+    return stream->ops->send_whole(stream, header, data, &chunk->parcel);
 }
 
 /* Sends what waits; its memory is the stream's until the mark. */
@@ -115,6 +124,10 @@ static bool send_waiting(struct connection *connection) {
         return chunk == NULL;
     }
     while (chunk->sent < chunk->bytes) {
+        if (chunk->bytes % 4 != 0 && send_parcel(stream, chunk)) {
+            connection->waiting = NULL;
+            return true;
+        }
         /* As a server does: a header, then what it is for, in pieces. */
         size_t piece = chunk->sent == 0 ? HEADER_BYTES : PIECE_BYTES;
         piece = piece < chunk->bytes - chunk->sent ? piece : chunk->bytes - chunk->sent;
@@ -125,7 +138,7 @@ static bool send_waiting(struct connection *connection) {
             return false;
         }
     }
-    stream->ops->mark(stream, &chunk->mark);
+    stream->ops->mark(stream, &chunk->parcel.mark);
     connection->waiting = NULL;
     return true;
 }
@@ -173,7 +186,7 @@ static bool read_some(struct connection *connection) {
     check_content(connection, chunk->data, bytes);
     connection->in_at += (uint32_t)bytes;
     if (kind_of(connection) == SILENT || kind_of(connection) == TALKER) {
-        chunk_released(&chunk->mark);
+        chunk_released(&chunk->parcel.mark);
     } else {
         connection->waiting = chunk;
         connection->out_at += (uint32_t)bytes;
@@ -206,9 +219,9 @@ static void let_go(struct connection *connection, bool abort) {
     stream->changed = NULL;
     stream_return(&connection->loan);
     if (chunk != NULL && chunk->sent > 0) {
-        stream->ops->mark(stream, &chunk->mark);
+        stream->ops->mark(stream, &chunk->parcel.mark);
     } else if (chunk != NULL) {
-        chunk_released(&chunk->mark);
+        chunk_released(&chunk->parcel.mark);
     }
     stream->ops->close(stream, abort);
     connection->stream = NULL;
