@@ -36,7 +36,10 @@ int nbd_payload_init(size_t bytes) {
 
 /* SIZES when pieces of `pages` pages are not kept. */
 static unsigned size_of(size_t pages) {
-    unsigned size = 0;
+    if (pages == 1) {
+        return 0; /* most of them */
+    }
+    unsigned size = 1;
     while (size < SIZES && (size_t)1 << size != pages) {
         size++;
     }
@@ -54,14 +57,8 @@ static bool give_kept_back(void) {
     return found;
 }
 
-void *nbd_payload_take(size_t pages) {
-    unsigned size = size_of(pages);
-    if (size < SIZES && kept[size].count > 0) {
-        void *piece = kept[size].pieces[--kept[size].count];
-        kept_pages -= pages;
-        poison_expect(piece, pages * PAGE_BYTES);
-        return piece;
-    }
+/* Out of line, and so is giving: what is kept is taken and given back without their registers. */
+__attribute__((noinline)) static void *take_from_list(size_t pages) {
     void *piece = free_list_take(&pages_free, pages, 1);
     if (piece == NULL && give_kept_back()) {
         piece = free_list_take(&pages_free, pages, 1);
@@ -69,11 +66,26 @@ void *nbd_payload_take(size_t pages) {
     return piece;
 }
 
+void *nbd_payload_take(size_t pages) {
+    unsigned size = size_of(pages);
+    if (size == SIZES || kept[size].count == 0) {
+        return take_from_list(pages);
+    }
+    void *piece = kept[size].pieces[--kept[size].count];
+    kept_pages -= pages;
+    poison_expect(piece, pages * PAGE_BYTES);
+    return piece;
+}
+
+__attribute__((noinline)) static void give_to_list(void *piece) {
+    free_list_give(&pages_free, piece);
+}
+
 void nbd_payload_give(void *piece, size_t pages) {
     unsigned size = size_of(pages);
     ASSERT(free_list_run_pages(&pages_free, piece) == pages);
     if (size == SIZES || kept[size].count == NBD_PAYLOAD_KEPT) {
-        free_list_give(&pages_free, piece);
+        give_to_list(piece);
         return;
     }
     for (unsigned i = 0; heap_checks && i < kept[size].count; i++) {

@@ -66,15 +66,13 @@ bool nbd_may_list(void) {
 /* --- Memory ------------------------------------------------------------------------------------
  */
 
-/* A contiguous buffer, smaller than asked when memory is in pieces or the share is small. */
-static void *buffer_take(const struct nbd_connection *connection, size_t *bytes) {
+/* A contiguous buffer, smaller than asked when memory is in pieces or the share is small. Out of
+ * line, as what nearly every request needs is there. */
+__attribute__((noinline)) static void *buffer_take_less(const struct nbd_connection *connection,
+                                                        size_t *bytes) {
     size_t wanted = align_up(*bytes, PAGE_BYTES) / PAGE_BYTES;
-    size_t allowed = wanted;
-    if (!share_allows(&payload_share, connection->buffer_bytes, connection_count,
-                      wanted * PAGE_BYTES)) {
-        allowed = share_allowance(&payload_share, connection->buffer_bytes, connection_count) /
-                  PAGE_BYTES;
-    }
+    size_t allowed =
+        share_allowance(&payload_share, connection->buffer_bytes, connection_count) / PAGE_BYTES;
     for (size_t pages = wanted < allowed ? wanted : allowed; pages > 0; pages /= 2) {
         void *buffer = nbd_payload_take(pages);
         if (buffer != NULL) {
@@ -84,6 +82,15 @@ static void *buffer_take(const struct nbd_connection *connection, size_t *bytes)
         }
     }
     return NULL;
+}
+
+static void *buffer_take(const struct nbd_connection *connection, size_t *bytes) {
+    size_t wanted = align_up(*bytes, PAGE_BYTES);
+    void *buffer = NULL;
+    if (share_allows(&payload_share, connection->buffer_bytes, connection_count, wanted)) {
+        buffer = nbd_payload_take(wanted / PAGE_BYTES);
+    }
+    return buffer != NULL ? buffer : buffer_take_less(connection, bytes);
 }
 
 void nbd_io_wait(struct nbd_connection *connection) {

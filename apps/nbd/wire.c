@@ -3,13 +3,15 @@
 
 #include <errno.h>
 
+#include "core/lib/unaligned.h"
+
 void nbd_decode_request(const uint8_t *bytes, enum nbd_mode mode,
                         struct nbd_request_header *header) {
     *header = (struct nbd_request_header){
         .magic = nbd_get32(bytes),
         .flags = nbd_get16(bytes + 4),
         .command = nbd_get16(bytes + 6),
-        .cookie = nbd_get64(bytes + 8),
+        .cookie = unaligned_load64(bytes + 8),
         .offset = nbd_get64(bytes + 16),
         .length = mode == NBD_EXTENDED ? nbd_get64(bytes + 24) : nbd_get32(bytes + 24),
     };
@@ -19,7 +21,7 @@ void nbd_encode_simple_reply(uint8_t bytes[NBD_SIMPLE_REPLY_BYTES], uint32_t err
                              uint64_t cookie) {
     nbd_put32(bytes, NBD_SIMPLE_REPLY_MAGIC);
     nbd_put32(bytes + 4, error);
-    nbd_put64(bytes + 8, cookie);
+    unaligned_store64(bytes + 8, cookie);
 }
 
 size_t nbd_encode_chunk(uint8_t *bytes, enum nbd_mode mode, uint16_t flags, uint16_t type,
@@ -27,7 +29,7 @@ size_t nbd_encode_chunk(uint8_t *bytes, enum nbd_mode mode, uint16_t flags, uint
     nbd_put32(bytes, mode == NBD_EXTENDED ? NBD_EXTENDED_REPLY_MAGIC : NBD_STRUCTURED_REPLY_MAGIC);
     nbd_put16(bytes + 4, flags);
     nbd_put16(bytes + 6, type);
-    nbd_put64(bytes + 8, request->cookie);
+    unaligned_store64(bytes + 8, request->cookie);
     if (mode == NBD_EXTENDED) {
         nbd_put64(bytes + 16, request->offset);
         nbd_put64(bytes + 24, payload_bytes);

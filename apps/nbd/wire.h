@@ -146,7 +146,7 @@ struct nbd_request_header {
     uint32_t magic;
     uint16_t flags;
     uint16_t command;
-    uint64_t cookie;
+    uint64_t cookie; /* as it lies on the wire: only to be given back */
     uint64_t offset;
     uint64_t length; /* of the effect, or of the payload */
 };

@@ -38,6 +38,12 @@ static void copy_up(uint8_t *to, const uint8_t *from, size_t bytes) {
         to += 8;
         bytes -= 8;
     }
+    if (bytes >= 4) {
+        unaligned_store32(to, unaligned_load32(from));
+        from += 4;
+        to += 4;
+        bytes -= 4;
+    }
     while (bytes > 0) {
         *to++ = *from++;
         bytes--;

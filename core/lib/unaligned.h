@@ -31,6 +31,14 @@ static inline uint32_t unaligned_load32(const uint8_t *p) {
 #endif
 }
 
+static inline void unaligned_store32(uint8_t *p, uint32_t value) {
+#if defined(__riscv)
+    __asm__("sw %1, %0" : "=m"(*(unaligned32 *)p) : "r"(value));
+#else
+    *(unaligned32 *)p = value;
+#endif
+}
+
 static inline void unaligned_store64(uint8_t *p, uint64_t value) {
 #if defined(__riscv)
     __asm__("sd %1, %0" : "=m"(*(unaligned64 *)p) : "r"(value));

@@ -292,10 +292,8 @@ static inline void write_descriptor(volatile struct descriptor *descriptor, cons
 /* A table pays when the chain is long or the ring is filling up: it makes any chain one entry. For
  * a short chain on an empty ring it would only be one more thing for the device to fetch. */
 static bool should_use_table(const struct virtqueue *queue, unsigned count) {
-    if (queue->free_table_count == 0 || count < 2 || count > queue->table_size) {
-        return false;
-    }
-    return count > queue->free_count || count > 8 || queue->free_count < queue->size / 2;
+    bool pays = count > 8 || queue->free_count < queue->size / 2 || count > queue->free_count;
+    return pays && queue->free_table_count > 0 && count > 1 && count <= queue->table_size;
 }
 
 static uint16_t add_through_table(struct virtqueue *queue, const struct segment *segments,
