@@ -116,7 +116,6 @@ struct block_device {
     const char *model;       /* for descriptions: "virtio-blk", "RAM disk", "partition 1 of vda" */
     uint64_t capacity_bytes; /* may change while requests are under way */
     struct block_limits limits;
-    struct block_stats stats;
     bool is_gone;                        /* taken out of service: every request fails with -EIO */
     struct block_allocation *allocation; /* NULL: nothing is known of the content */
 
@@ -144,6 +143,8 @@ struct block_device {
     struct block_request *flush_waiting_last;
     struct block_request *flush_active; /* all served by the device flush now in flight */
     bool is_flushing;
+
+    struct block_stats stats; /* last: it is large, and what lies behind costs more to reach */
 };
 
 /* Puts a device into the list; -ENOSPC past BLOCK_DEVICES_MAX, said in the log. */

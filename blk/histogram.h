@@ -11,15 +11,9 @@ struct histogram {
     uint64_t buckets[HISTOGRAM_BUCKETS];
 };
 
-/* How many bits the value has, without a processor's instruction for it. */
+/* How many bits the value has. */
 static inline unsigned histogram_bits(uint64_t value) {
-    static const uint8_t bits[16] = {0, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4};
-    unsigned count = 0;
-    while (value >= 16) {
-        value >>= 4;
-        count += 4;
-    }
-    return count + bits[value];
+    return value != 0 ? 64u - (unsigned)__builtin_clzll(value) : 0;
 }
 
 static inline void histogram_add(struct histogram *histogram, uint64_t value) {

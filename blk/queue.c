@@ -45,8 +45,19 @@ static bool changes_content(const struct block_request *request) {
            request->operation != BLOCK_GET_ID;
 }
 
-static void finish(struct block_device *device, struct block_request *request) {
+__attribute__((noinline)) static void tell_failure(const struct block_device *device,
+                                                   const struct block_request *request) {
     static struct log_rate rate;
+    /* A device need not have a serial. */
+    if (request->operation != BLOCK_GET_ID && log_rate_allows(&rate)) {
+        log_warning("%s: %s of %llu at %llu failed: error %d", device->name,
+                    block_operation_name(request->operation), (unsigned long long)request->length,
+                    (unsigned long long)request->offset, request->status);
+    }
+}
+
+static inline __attribute__((always_inline)) void finish_here(struct block_device *device,
+                                                              struct block_request *request) {
     struct block_stats *stats = &device->stats;
     uint64_t now_ns = scheduler_now_ns();
     uint64_t took_ns = now_ns > request->submitted_ns ? now_ns - request->submitted_ns : 0;
@@ -55,13 +66,7 @@ static void finish(struct block_device *device, struct block_request *request) {
     histogram_add(&stats->latency_us[request->operation], took_ns / NS_PER_US);
     if (request->status != 0) {
         stats->errors[request->operation]++;
-        /* A device need not have a serial. */
-        if (request->operation != BLOCK_GET_ID && log_rate_allows(&rate)) {
-            log_warning("%s: %s of %llu at %llu failed: error %d", device->name,
-                        block_operation_name(request->operation),
-                        (unsigned long long)request->length, (unsigned long long)request->offset,
-                        request->status);
-        }
+        tell_failure(device, request);
     }
     ASSERT(stats->in_flight > 0);
     stats->in_flight--;
@@ -70,6 +75,10 @@ static void finish(struct block_device *device, struct block_request *request) {
     }
     request->offset -= request->base_bytes;
     request->complete(request);
+}
+
+static void finish(struct block_device *device, struct block_request *request) {
+    finish_here(device, request);
 }
 
 void block_submit(struct block_device *device, struct block_request *request) {
@@ -468,8 +477,8 @@ void block_queue_return(struct block_device *device, const struct block_part *pa
     }
 }
 
-static inline void request_part_done(struct block_device *device, struct block_request *request,
-                                     int error) {
+static inline __attribute__((always_inline)) void
+request_part_done(struct block_device *device, struct block_request *request, int error) {
     ASSERT(request->parts_in_flight > 0);
     request->parts_in_flight--;
     if (error != 0 && request->status == 0) {
@@ -486,7 +495,7 @@ static inline void request_part_done(struct block_device *device, struct block_r
         device->wake(device);
         return;
     }
-    finish(device, request);
+    finish_here(device, request); /* where nearly every request ends */
 }
 
 static void part_done(struct block_device *device, struct block_request *request, int error) {

@@ -54,18 +54,20 @@ struct blk_range {
 
 /* What the device reads and writes of a request besides the data; in DMA memory. */
 struct slot_memory {
+    uint8_t table[VIRTQUEUE_TABLE_BYTES]; /* header, data, status */
     struct blk_header header;
     struct blk_range range;
     uint8_t status;
-    uint8_t unused[31];
+    uint8_t unused[15];
 };
 
 _Static_assert(sizeof(struct blk_header) == 16, "VIRTIO 1.3, 5.2.6");
 _Static_assert(sizeof(struct blk_range) == 16, "VIRTIO 1.3, 5.2.6");
-_Static_assert(sizeof(struct slot_memory) == 64, "a slot is a cache line");
+_Static_assert(sizeof(struct slot_memory) == 96, "slots lie at multiples of 32 bytes");
 
 enum {
     SECTOR_BYTES = 512,
+    SLOT_ALIGN = 32,
     /* Descriptors of a request besides its data. */
     OVERHEAD_SEGMENTS = 2,
     INDIRECT_TABLES = 64,
@@ -134,10 +136,10 @@ static uint32_t type_of(enum block_operation operation) {
     panic("block operation %u is none", (unsigned)operation);
 }
 
-/* Puts one part on the ring, with this slot's header and status byte. -ENOSPC when it has no room;
- * nothing has changed then. */
-static inline __attribute__((always_inline)) int put_on_ring(struct disk *disk, struct slot *slot,
-                                                             const struct block_part *part) {
+/* Any part, by a chain that is put together for it. As virtqueue_add. Out of line: most parts do
+ * without. */
+__attribute__((noinline)) static int add_chain(struct disk *disk, struct slot *slot,
+                                               const struct block_part *part) {
     struct segment segments[BLOCK_SEGMENTS_MAX + OVERHEAD_SEGMENTS];
     struct slot_memory *memory = slot->memory;
     bool is_ranged = part->operation == BLOCK_DISCARD || part->operation == BLOCK_WRITE_ZEROES ||
@@ -147,7 +149,6 @@ static inline __attribute__((always_inline)) int put_on_ring(struct disk *disk, 
     /* For ranged requests the header's sector is 0: the range says where (5.2.6). */
     memory->header = (struct blk_header){.type = type_of(part->operation),
                                          .sector = is_ranged ? 0 : part->offset / SECTOR_BYTES};
-    memory->status = STATUS_UNWRITTEN;
     segments[count++] = (struct segment){&memory->header, sizeof memory->header};
     if (is_ranged) {
         bool unmap = part->operation == BLOCK_WRITE_ZEROES && (part->flags & BLOCK_UNMAP) != 0 &&
@@ -162,13 +163,45 @@ static inline __attribute__((always_inline)) int put_on_ring(struct disk *disk, 
     }
     unsigned out_count = is_read ? 1 : count;
     segments[count++] = (struct segment){&memory->status, 1};
-    int error = virtqueue_add(disk->queue, segments, out_count, count - out_count, slot);
+    return virtqueue_add(disk->queue, segments, out_count, count - out_count, slot);
+}
+
+/* A read or write of one piece of memory, as most are: by the table that the slot has for it. */
+static inline __attribute__((always_inline)) int add_prepared(struct disk *disk, struct slot *slot,
+                                                              const struct block_part *part) {
+    struct blk_header *header = &slot->memory->header;
+    bool is_read = part->operation == BLOCK_READ;
+    uint32_t bytes = part->segments[0].length;
+    header->type = is_read ? VIRTIO_BLK_T_IN : VIRTIO_BLK_T_OUT;
+    header->reserved = 0;
+    header->sector = part->offset / SECTOR_BYTES;
+    return virtqueue_add_table(disk->queue, slot->memory->table, part->segments[0], is_read,
+                               is_read ? bytes + 1 : 1, slot);
+}
+
+/* Puts one part on the ring, with this slot's header and status byte. -ENOSPC when it has no room;
+ * nothing has changed then. */
+static inline __attribute__((always_inline)) int put_on_ring(struct disk *disk, struct slot *slot,
+                                                             const struct block_part *part) {
+    bool is_prepared = part->segment_count == 1 && virtqueue_takes_tables(disk->queue) &&
+                       (part->operation == BLOCK_READ || part->operation == BLOCK_WRITE);
+    slot->memory->status = STATUS_UNWRITTEN;
+    int error = is_prepared ? add_prepared(disk, slot, part) : add_chain(disk, slot, part);
     if (error) {
         return error;
     }
     slot->issued_ns = scheduler_now_ns();
     in_flight_add(disk, slot);
     return 0;
+}
+
+void disk_write_tables(struct disk *disk) {
+    for (unsigned i = 0; i < virtqueue_size(disk->queue); i++) {
+        struct slot_memory *memory = disk->slots[i].memory;
+        virtqueue_table_write(memory->table,
+                              (struct segment){&memory->header, sizeof memory->header},
+                              (struct segment){&memory->status, 1});
+    }
 }
 
 static int issue(struct disk *disk, const struct block_part *part) {
@@ -374,11 +407,11 @@ static void disk_task(void *arg) {
 }
 
 static void disk_wake(struct block_device *block) {
-    event_signal(&((struct disk *)block)->wake);
+    event_signal(&disk_of(block)->wake);
 }
 
 static void disk_dump(const struct block_device *block) {
-    const struct disk *disk = (const struct disk *)block;
+    const struct disk *disk = disk_of(block);
     const struct virtqueue_stats *stats = virtqueue_get_stats(disk->queue);
     log_text("  %s: added %llu, kicks %llu, notifies %llu, indirect %llu, full %llu, peak %u, "
              "interrupts %llu",
@@ -391,7 +424,7 @@ static void disk_dump(const struct block_device *block) {
 
 const struct virtqueue_stats *virtio_blk_ring_stats(const struct block_device *device) {
     ASSERT(device->wake == disk_wake);
-    return virtqueue_get_stats(((const struct disk *)device)->queue);
+    return virtqueue_get_stats(disk_of(device)->queue);
 }
 
 static void config_changed(void *arg) {
@@ -430,7 +463,7 @@ static int bring_up_queue(struct disk *disk) {
     }
     void *memory = NULL;
     int error = io_buffer_carve(transport->node->dma_buffer, sizeof(struct slot_memory) * size,
-                                sizeof(struct slot_memory), &memory);
+                                SLOT_ALIGN, &memory);
     disk->slots = error ? NULL : calloc(size, sizeof *disk->slots);
     if (disk->slots == NULL) {
         return -ENOMEM;
@@ -440,6 +473,7 @@ static int bring_up_queue(struct disk *disk) {
         disk->slots[i].next_free = i + 1 < size ? &disk->slots[i + 1] : NULL;
     }
     disk->free_slots = disk->slots;
+    disk_write_tables(disk);
     return 0;
 }
 

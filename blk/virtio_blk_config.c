@@ -271,7 +271,7 @@ void disk_announce(const struct disk *disk) {
 }
 
 void disk_dump_device(const struct block_device *block) {
-    const struct disk *disk = (const struct disk *)block;
+    const struct disk *disk = disk_of(block);
     virtio_dump(disk->transport, feature_names, 0);
     virtqueue_dump(disk->queue);
     const struct slot *oldest = disk->oldest;

@@ -7,6 +7,8 @@
 #ifndef BLK_VIRTIO_BLK_DISK_H
 #define BLK_VIRTIO_BLK_DISK_H
 
+#include <stddef.h>
+
 #include "blk/queue.h"
 #include "core/task/event.h"
 #include "core/task/scheduler.h"
@@ -33,7 +35,6 @@ struct slot {
 };
 
 struct disk {
-    struct block_device block; /* first: the callbacks cast back */
     struct virtio_transport *transport;
     struct virtqueue *queue;
     struct event wake;
@@ -49,7 +50,12 @@ struct disk {
     bool config_changed;
     bool has_lied; /* completed what it had not done */
     char name[8];
+    struct block_device block; /* last, for its statistics are large */
 };
+
+static inline struct disk *disk_of(const struct block_device *block) {
+    return (struct disk *)(uintptr_t)((const char *)block - offsetof(struct disk, block));
+}
 
 static inline bool slot_writes(const struct slot *slot) {
     return slot->operation != BLOCK_READ && slot->operation != BLOCK_FLUSH &&
@@ -60,6 +66,9 @@ static inline bool slot_writes(const struct slot *slot) {
 
 /* Takes a slot out of those in flight and puts it back to the free ones. */
 void disk_release_slot(struct disk *disk, struct slot *slot);
+
+/* Writes the descriptors that the slots keep. A device may have written over them. */
+void disk_write_tables(struct disk *disk);
 
 /* --- virtio_blk_config.c --- */
 

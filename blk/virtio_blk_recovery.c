@@ -128,6 +128,7 @@ static int bring_up_again(struct disk *disk) {
     if (error) {
         return error;
     }
+    disk_write_tables(disk);
     virtio_driver_ok(disk->transport);
     if (capacity_bytes != disk->block.capacity_bytes) {
         disk_resize(disk, capacity_bytes);

@@ -78,6 +78,7 @@ struct virtqueue {
     unsigned index;
     unsigned size;
     bool has_event_idx;
+    bool takes_tables; /* indirect ones */
     bool is_broken;
     volatile struct descriptor *descriptors;
     volatile struct available_ring *available;
@@ -241,6 +242,7 @@ struct virtqueue *virtqueue_create(struct virtio_transport *transport, struct io
     queue->index = config->index;
     queue->size = config->size;
     queue->has_event_idx = virtio_has(transport, VIRTIO_F_EVENT_IDX);
+    queue->takes_tables = has_tables;
     queue->table_count = has_tables ? config->indirect_count : 0;
     queue->table_size = config->indirect_size;
     if (carve_rings(queue, memory) != 0) {
@@ -375,6 +377,19 @@ int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsig
     return 0;
 }
 
+/* A chain of one entry; there must be one. */
+static inline void take_entry(struct virtqueue *queue, const void *data, uint32_t bytes,
+                              unsigned flags, uint32_t writable, void *token) {
+    uint16_t head = queue->free_head;
+    struct chain *chain = &queue->chains[head];
+    queue->free_head = chain->next;
+    write_descriptor(&queue->descriptors[head], data, bytes, flags, 0);
+    chain->count = 1;
+    chain->last = head;
+    chain->table = NO_TABLE;
+    make_available(queue, head, writable, token);
+}
+
 int virtqueue_add_writable(struct virtqueue *queue, void *data, uint32_t bytes, void *token) {
     ASSERT(token != NULL);
     if (queue->is_broken) {
@@ -384,14 +399,38 @@ int virtqueue_add_writable(struct virtqueue *queue, void *data, uint32_t bytes, 
         queue->stats.full++;
         return -ENOSPC;
     }
-    uint16_t head = queue->free_head;
-    struct chain *chain = &queue->chains[head];
-    queue->free_head = chain->next;
-    write_descriptor(&queue->descriptors[head], data, bytes, DESC_WRITE, 0);
-    chain->count = 1;
-    chain->last = head;
-    chain->table = NO_TABLE;
-    make_available(queue, head, bytes, token);
+    take_entry(queue, data, bytes, DESC_WRITE, bytes, token);
+    return 0;
+}
+
+_Static_assert(VIRTQUEUE_TABLE_BYTES == 3 * sizeof(struct descriptor), "three descriptors");
+
+bool virtqueue_takes_tables(const struct virtqueue *queue) {
+    return queue->takes_tables;
+}
+
+void virtqueue_table_write(void *table, struct segment first, struct segment last) {
+    volatile struct descriptor *entries = table;
+    write_descriptor(&entries[0], first.data, first.length, DESC_NEXT, 1);
+    write_descriptor(&entries[1], NULL, 0, DESC_NEXT, 2);
+    write_descriptor(&entries[2], last.data, last.length, DESC_WRITE, 0);
+}
+
+int virtqueue_add_table(struct virtqueue *queue, void *table, struct segment middle,
+                        bool is_writable, uint32_t writable_bytes, void *token) {
+    ASSERT(token != NULL);
+    if (queue->is_broken) {
+        return -EIO;
+    }
+    if (queue->free_count == 0) {
+        queue->stats.full++;
+        return -ENOSPC;
+    }
+    volatile struct descriptor *entry = (volatile struct descriptor *)table + 1;
+    write_descriptor(entry, middle.data, middle.length,
+                     is_writable ? DESC_NEXT | DESC_WRITE : DESC_NEXT, 2);
+    take_entry(queue, table, VIRTQUEUE_TABLE_BYTES, DESC_INDIRECT, writable_bytes, token);
+    queue->stats.indirect++;
     return 0;
 }
 

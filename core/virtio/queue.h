@@ -56,6 +56,19 @@ int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsig
 /* The same for a single segment that the device writes, at a third of the cost. */
 int virtqueue_add_writable(struct virtqueue *queue, void *data, uint32_t bytes, void *token);
 
+/* An indirect table of three descriptors in memory of the caller's that the device can read, of
+ * which only the middle one is another each time: what the device reads first, and what it writes
+ * last, stay. Written once, and again after a reset. */
+#define VIRTQUEUE_TABLE_BYTES 48
+#define VIRTQUEUE_TABLE_ALIGN 16
+void virtqueue_table_write(void *table, struct segment first, struct segment last);
+/* The same as virtqueue_add with these three, at a third of the cost. `is_writable`: the device
+ * writes the middle one; `writable_bytes` is what it may write of the last two. Only where
+ * virtqueue_takes_tables. The table is the device's until the token comes back. */
+int virtqueue_add_table(struct virtqueue *queue, void *table, struct segment middle,
+                        bool is_writable, uint32_t writable_bytes, void *token);
+bool virtqueue_takes_tables(const struct virtqueue *queue);
+
 /* Makes all that was added visible and notifies the device once, if it wants to be. */
 void virtqueue_kick(struct virtqueue *queue);
 

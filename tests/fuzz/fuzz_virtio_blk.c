@@ -430,7 +430,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     scheduler_run();
     FUZZ_CHECK(answered == asked_count || is_quarantined(block));
     block_dump_device(block);
-    struct disk *disk = (struct disk *)block;
+    struct disk *disk = disk_of(block);
     fuzz_forget();
     virtqueue_destroy(disk->queue);
     free(disk->slots);

@@ -87,6 +87,18 @@ static void set_up(unsigned options) {
     FUZZ_CHECK(queue != NULL);
 }
 
+/* Three of which the first is read and the last written go by a table of the slot's own. */
+static int put_in(const struct segment *segments, unsigned out_count, unsigned count,
+                  uint32_t writable, unsigned slot) {
+    static _Alignas(VIRTQUEUE_TABLE_ALIGN) uint8_t tables[CHAINS_MAX][VIRTQUEUE_TABLE_BYTES];
+    if (count != 3 || out_count < 1 || out_count > 2 || !virtqueue_takes_tables(queue)) {
+        return virtqueue_add(queue, segments, out_count, count - out_count, &sent[slot]);
+    }
+    virtqueue_table_write(tables[slot], segments[0], segments[2]);
+    return virtqueue_add_table(queue, tables[slot], segments[1], out_count == 1, writable,
+                               &sent[slot]);
+}
+
 static void add(struct fuzz_input *input) {
     static uint8_t data[SEGMENTS_MAX * 256];
     struct segment segments[SEGMENTS_MAX];
@@ -104,7 +116,7 @@ static void add(struct fuzz_input *input) {
         segments[i] = (struct segment){data + 256 * (size_t)i, 1u + fuzz_u8(input)};
         writable += i >= out_count ? segments[i].length : 0;
     }
-    if (virtqueue_add(queue, segments, out_count, count - out_count, &sent[slot]) == 0) {
+    if (put_in(segments, out_count, count, writable, slot) == 0) {
         sent[slot] = (struct sent){.is_in_flight = true, .writable = writable};
         in_flight++;
     }

@@ -298,6 +298,10 @@ void fake_disk_set_up(uint64_t features) {
     device.node.dma_buffer = &device.dma;
 }
 
+void fake_disk_lacks(uint64_t features) {
+    device.offered &= ~features;
+}
+
 int fake_disk_probe(void) {
     int error = virtio_blk_driver.probe(&device.transport);
     struct block_device *found = block_device_at(0);

@@ -78,6 +78,8 @@ extern struct block_device *disk;
 
 /* A healthy device of these features besides the common ones. */
 void fake_disk_set_up(uint64_t features);
+/* It does not offer these after all. */
+void fake_disk_lacks(uint64_t features);
 void fake_config64(size_t offset, uint64_t value);
 void fake_config32(size_t offset, uint32_t value);
 /* The driver's probe; the disk is in `disk` when it succeeds. */

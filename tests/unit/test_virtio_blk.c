@@ -329,7 +329,7 @@ TEST(a_dump_tells_the_state_of_the_ring) {
     assert_int_equal(fake_disk_probe(), 0);
     assert_int_equal(fake_disk_run(BLOCK_READ, 0, 0, buffer, 512), 0);
     block_dump(disk);
-    assert_logged("added 1, kicks 1, notifies 1, indirect 0, full 0, peak 1");
+    assert_logged("added 1, kicks 1, notifies 1, indirect 1, full 0, peak 1");
     assert_int_equal(virtio_blk_ring_stats(disk)->completed, 1);
 }
 
@@ -378,6 +378,19 @@ TEST(more_requests_than_the_ring_holds_wait_and_all_complete) {
     unit_run_task(submit_many, NULL);
     assert_int_equal(completions, MANY);
     assert_int_equal(disk->stats.in_flight_peak, MANY);
+    assert_int_equal(virtio_blk_ring_stats(disk)->in_flight_peak, FAKE_RING);
+    assert_int_equal(virtio_blk_ring_stats(disk)->full, 0);
+    assert_int_equal(result, 0);
+}
+
+TEST(without_tables_a_ring_holds_fewer_requests_and_all_complete) {
+    fake_disk_set_up(F_FLUSH);
+    fake_disk_lacks(VIRTIO_F_INDIRECT_DESC);
+    assert_int_equal(fake_disk_probe(), 0);
+    unit_run_task(submit_many, NULL);
+    assert_int_equal(completions, MANY);
+    assert_int_equal(virtio_blk_ring_stats(disk)->in_flight_peak, FAKE_RING / 3);
     assert_true(virtio_blk_ring_stats(disk)->full > 0);
+    assert_int_equal(virtio_blk_ring_stats(disk)->indirect, 0);
     assert_int_equal(result, 0);
 }

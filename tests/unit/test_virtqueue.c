@@ -180,6 +180,16 @@ static int *take(uint32_t *length) {
     return virtqueue_take(queue, length);
 }
 
+static void expect_broken(const char *why) {
+    uint32_t length = 0;
+    assert_null(take(&length));
+    assert_true(virtqueue_is_broken(queue));
+    assert_false(virtqueue_has_completed(queue));
+    assert_null(take(&length));
+    assert_int_equal(add_one(&tokens[9]), -EIO);
+    assert_logged(why);
+}
+
 /* --- Creation --- */
 
 TEST(the_size_is_the_largest_power_of_two_that_both_allow) {
@@ -435,6 +445,76 @@ TEST(tables_come_back_with_their_chains) {
     tear_down();
 }
 
+TEST(a_table_of_the_caller_s_is_a_chain_of_three) {
+    static _Alignas(VIRTQUEUE_TABLE_ALIGN) uint8_t table[VIRTQUEUE_TABLE_BYTES];
+    uint32_t length = 0;
+    set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
+    assert_true(virtqueue_takes_tables(queue));
+    virtqueue_table_write(table, segment(0, 16), segment(200, 1));
+    for (unsigned i = 0; i < 2 * SIZE; i++) {
+        bool is_writable = i % 2 == 0;
+        struct segment middle = segment(16 + i, 100);
+        assert_int_equal(virtqueue_add_table(queue, table, middle, is_writable,
+                                             is_writable ? 101 : 1, &tokens[i]),
+                         0);
+        assert_int_equal(virtqueue_room(queue, 1), SIZE - 1);
+        virtqueue_kick(queue);
+        uint16_t head = device_take();
+        struct wire_descriptor chain[TABLE_SIZE];
+        assert_int_equal(descriptor(device.descriptors, head).length, VIRTQUEUE_TABLE_BYTES);
+        assert_int_equal(walk(head, chain, TABLE_SIZE), 3);
+        assert_int_equal(chain[0].address, (uintptr_t)data);
+        assert_int_equal(chain[0].length, 16);
+        assert_int_equal(chain[0].flags, NEXT);
+        assert_int_equal(chain[1].address, (uintptr_t)middle.data);
+        assert_int_equal(chain[1].length, 100);
+        assert_int_equal(chain[1].flags, is_writable ? NEXT | WRITE : NEXT);
+        assert_int_equal(chain[2].address, (uintptr_t)data + 200);
+        assert_int_equal(chain[2].length, 1);
+        assert_int_equal(chain[2].flags, WRITE);
+        device_complete(head, is_writable ? 101 : 1);
+        assert_ptr_equal(take(&length), &tokens[i]);
+        assert_int_equal(virtqueue_room(queue, 1), SIZE);
+    }
+    assert_int_equal(virtqueue_get_stats(queue)->indirect, 2 * SIZE);
+    tear_down();
+}
+
+TEST(a_table_of_the_caller_s_finds_the_ring_full_or_broken) {
+    static _Alignas(VIRTQUEUE_TABLE_ALIGN) uint8_t table[VIRTQUEUE_TABLE_BYTES];
+    set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
+    virtqueue_table_write(table, segment(0, 16), segment(200, 1));
+    for (int i = 0; i < SIZE; i++) {
+        assert_int_equal(add_one(&tokens[i]), 0);
+    }
+    assert_int_equal(virtqueue_add_table(queue, table, segment(16, 8), false, 1, &tokens[SIZE]),
+                     -ENOSPC);
+    assert_int_equal(virtqueue_get_stats(queue)->full, 1);
+    virtqueue_kick(queue);
+    device_complete(SIZE, 0);
+    expect_broken("completion of what is not in flight");
+    assert_int_equal(virtqueue_add_table(queue, table, segment(16, 8), false, 1, &tokens[SIZE]),
+                     -EIO);
+    tear_down();
+}
+
+TEST(what_a_table_offers_for_writing_is_a_bound) {
+    static _Alignas(VIRTQUEUE_TABLE_ALIGN) uint8_t table[VIRTQUEUE_TABLE_BYTES];
+    set_up(SIZE, VIRTIO_F_INDIRECT_DESC);
+    virtqueue_table_write(table, segment(0, 16), segment(200, 1));
+    assert_int_equal(virtqueue_add_table(queue, table, segment(16, 8), false, 1, &tokens[0]), 0);
+    virtqueue_kick(queue);
+    device_complete(device_take(), 2);
+    expect_broken("more bytes written than offered");
+    tear_down();
+}
+
+TEST(tables_of_the_caller_s_are_for_who_has_negotiated_them) {
+    set_up(SIZE, 0);
+    assert_false(virtqueue_takes_tables(queue));
+    tear_down();
+}
+
 /* --- Notifications --- */
 
 TEST(a_batch_is_notified_once) {
@@ -529,16 +609,6 @@ TEST(without_event_indices_a_flag_says_whether_to_interrupt) {
 }
 
 /* --- A hostile device --- */
-
-static void expect_broken(const char *why) {
-    uint32_t length = 0;
-    assert_null(take(&length));
-    assert_true(virtqueue_is_broken(queue));
-    assert_false(virtqueue_has_completed(queue));
-    assert_null(take(&length));
-    assert_int_equal(add_one(&tokens[9]), -EIO);
-    assert_logged(why);
-}
 
 TEST(an_identifier_out_of_range_breaks_the_queue) {
     static const uint32_t ids[] = {SIZE, 0x10000, UINT32_MAX};
