@@ -48,28 +48,28 @@ struct nbd_request {
     struct nbd_request *next; /* free list, or the queue of replies */
     struct nbd_request_header header;
     uint64_t received_ns;
+    /* From here to `chunks` all is zero when a request is taken (nbd_request_take). */
     int error;             /* the first one */
+    uint32_t payload_left; /* of a write, to be given to the disk */
     bool has_error_offset; /* it is the disk's, and was met there */
     bool flush_at_end;     /* FUA on what took several block requests */
     bool may_have_holes;   /* of a read: what is known to be zero is told, not read */
-    uint64_t error_offset;
-    uint32_t payload_left; /* of a write, to be given to the disk */
-    uint64_t offset_next;  /* where the next piece, step or chunk goes */
-    uint64_t length_left;  /* not yet asked of the disk */
-    uint64_t reply_left;   /* of a read or a status: not yet answered by chunks that are sent */
+    bool is_queued;        /* in the queue of replies */
+    bool is_begun;         /* the reply's first byte is encoded */
+    bool needs_last;       /* a chunk that says "done" is still to come */
+    bool is_marked;       /* the whole reply is with the stream; perhaps by its last chunk's mark */
+    uint8_t head_bytes;   /* in the connection's ring: a simple reply, or a chunk */
+    uint64_t length_left; /* not yet asked of the disk */
+    uint64_t reply_left;  /* of a read or a status: not yet answered by chunks that are sent */
+    const char *text;     /* behind the head; constant */
     unsigned ios_on_disk;
-    unsigned ios_on_wire;  /* chunks sent and not acknowledged */
-    struct nbd_io *chunks; /* in the order of what they cover; of a write: the flush to come */
-    /* The reply: see reply.c. */
-    bool is_queued;     /* in the queue of replies */
-    bool is_begun;      /* its first byte is encoded */
-    bool needs_last;    /* a chunk that says "done" is still to come */
-    bool is_marked;     /* the whole reply is with the stream; perhaps by its last chunk's mark */
-    uint8_t head_bytes; /* in the connection's ring: a simple reply, or a chunk */
+    unsigned ios_on_wire; /* chunks sent and not acknowledged */
     uint8_t head_sent;
+    struct nbd_io *chunks; /* in the order of what they cover; of a write: the flush to come */
+    uint64_t error_offset;
+    uint64_t offset_next; /* where the next piece, step or chunk goes */
     uint16_t text_sent;
     uint8_t *head;
-    const char *text;        /* behind the head; constant */
     struct stream_mark mark; /* behind it all */
 };
 
@@ -125,6 +125,7 @@ struct nbd_connection {
     struct nbd_request *reply_last;
     size_t buffer_bytes; /* of the payload pool, held by this connection, in whole pages */
     size_t ios_held;
+    struct nbd_io *spare; /* with a page each, for its next small reads */
     /* Reply headers lie side by side, so that neighbours leave as one piece. */
     uint8_t *reply_ring;
     size_t reply_ring_bytes;

@@ -17,6 +17,7 @@
 #include "boot/arch.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
+#include "core/mem/poison.h"
 #include "core/panic.h"
 #include "core/task/scheduler.h"
 #include "net/stack.h"
@@ -42,6 +43,7 @@ static unsigned
     fresh_ios; /* of the array, never used so far: memory is touched when it is needed */
 static unsigned free_io_count;
 static unsigned free_io_least;
+static unsigned spare_count; /* of all connections */
 static struct nbd_connection *connections;
 static unsigned connection_count;
 static unsigned connection_peak;
@@ -84,12 +86,16 @@ __attribute__((noinline)) static void *buffer_take_less(const struct nbd_connect
     return NULL;
 }
 
+static bool give_spares_back(void);
+
 static void *buffer_take(const struct nbd_connection *connection, size_t *bytes) {
     size_t wanted = align_up(*bytes, PAGE_BYTES);
     void *buffer = NULL;
-    if (share_allows(&payload_share, connection->buffer_bytes, connection_count, wanted)) {
-        buffer = nbd_payload_take(wanted / PAGE_BYTES);
-    }
+    do {
+        if (share_allows(&payload_share, connection->buffer_bytes, connection_count, wanted)) {
+            buffer = nbd_payload_take(wanted / PAGE_BYTES);
+        }
+    } while (buffer == NULL && give_spares_back());
     return buffer != NULL ? buffer : buffer_take_less(connection, bytes);
 }
 
@@ -99,17 +105,47 @@ void nbd_io_wait(struct nbd_connection *connection) {
     waits++;
 }
 
-struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
-    struct nbd_io *io = free_ios != NULL ? free_ios : fresh_ios < io_count ? &ios[fresh_ios] : NULL;
+static void give_spares_of(struct nbd_connection *connection) {
+    while (connection->spare != NULL) {
+        struct nbd_io *io = connection->spare;
+        connection->spare = io->next;
+        spare_count--;
+        nbd_io_put_back(connection, io);
+    }
+}
+
+/* False when there were none. */
+static bool give_spares_back(void) {
+    bool found = spare_count > 0;
+    for (struct nbd_connection *connection = connections; spare_count > 0;
+         connection = connection->next) {
+        ASSERT(connection != NULL);
+        give_spares_of(connection);
+    }
+    return found;
+}
+
+/* An io that may be taken, if there is one. */
+static struct nbd_io *find_io(const struct nbd_connection *connection) {
+    bool may = share_allows(&io_share, connection->ios_held, connection_count, 1);
+    return !may                   ? NULL
+           : free_ios != NULL     ? free_ios
+           : fresh_ios < io_count ? &ios[fresh_ios]
+                                  : NULL;
+}
+
+__attribute__((noinline)) static struct nbd_io *take_io(struct nbd_connection *connection,
+                                                        size_t bytes) {
+    struct nbd_io *io = find_io(connection);
     void *buffer = NULL;
-    size_t bytes = buffer_bytes;
-    if (!share_allows(&io_share, connection->ios_held, connection_count, 1)) {
-        io = NULL;
+    if (io == NULL && give_spares_back()) {
+        io = find_io(connection);
     }
-    if (io != NULL && buffer_bytes > 0) {
+    if (io != NULL && bytes > 0) {
         buffer = buffer_take(connection, &bytes);
+        io = find_io(connection); /* spares that were given back go first */
     }
-    if (io == NULL || (buffer_bytes > 0 && buffer == NULL)) {
+    if (io == NULL || (bytes > 0 && buffer == NULL)) {
         nbd_io_wait(connection);
         return NULL;
     }
@@ -131,6 +167,19 @@ struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_byte
     return io;
 }
 
+struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
+    struct nbd_io *io = connection->spare;
+    if (io == NULL || buffer_bytes == 0 || buffer_bytes > PAGE_BYTES) {
+        return take_io(connection, buffer_bytes);
+    }
+    connection->spare = io->next;
+    spare_count--;
+    poison_expect(io->buffer, PAGE_BYTES);
+    io->next = NULL;
+    io->buffer_bytes = buffer_bytes;
+    return io;
+}
+
 void nbd_io_put_back(struct nbd_connection *connection, struct nbd_io *io) {
     ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
     if (io->buffer != NULL) {
@@ -145,7 +194,8 @@ void nbd_io_put_back(struct nbd_connection *connection, struct nbd_io *io) {
     free_io_count++;
 }
 
-void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
+__attribute__((noinline)) static void give_io(struct nbd_connection *connection,
+                                              struct nbd_io *io) {
     nbd_io_put_back(connection, io);
     for (struct nbd_connection *other = connections; somebody_waits && other != NULL;
          other = other->next) {
@@ -155,6 +205,22 @@ void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
         }
     }
     somebody_waits = false;
+}
+
+/* What a small read has used stays with its connection, for the next one, as long as nobody lacks
+ * memory: it is still charged, and whoever finds none takes all of it back first. */
+void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
+    if (io->buffer == NULL || io->buffer_bytes > PAGE_BYTES || somebody_waits ||
+        connection->state != NBD_TRANSMISSION) {
+        give_io(connection, io);
+        return;
+    }
+    ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
+    poison_fill(io->buffer, PAGE_BYTES);
+    io->state = IO_IDLE;
+    io->next = connection->spare;
+    connection->spare = io;
+    spare_count++;
 }
 
 static int take_memory(void) {
@@ -266,6 +332,7 @@ static void let_go(struct nbd_connection *connection, bool abort) {
     stream->changed = NULL;
     nbd_limit_leave(connection);
     nbd_replies_abandon(connection);
+    give_spares_of(connection);
     stream->ops->close(stream, abort);
     nbd_transmission_drop(connection);
     nbd_schedule(connection);
@@ -549,11 +616,11 @@ static void dump_bounds(void) {
 }
 
 void nbd_server_dump(void) {
-    log_text("nbd: %u connections (peak %u, total %llu, refused %llu), ios %u of %u free (least "
-             "%u), payload %zu of "
+    log_text("nbd: %u connections (peak %u, total %llu, refused %llu), ios %u of %u free (spare "
+             "%u, least %u), payload %zu of "
              "%zu KiB free, waits %llu",
              connection_count, connection_peak, (unsigned long long)served_total,
-             (unsigned long long)refused_total, free_io_count, io_count, free_io_least,
+             (unsigned long long)refused_total, free_io_count, io_count, spare_count, free_io_least,
              nbd_payload_free() / 1024, nbd_payload_total() / 1024, (unsigned long long)waits);
     dump_bounds();
     for (const struct nbd_connection *connection = connections; connection != NULL;
