@@ -21,6 +21,7 @@
 #include "boot/arch.h"
 #include "config/limits.h"
 #include "core/config.h"
+#include "core/lib/unaligned.h"
 #include "core/log.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
@@ -46,7 +47,7 @@ static struct event round_event;
 static bool (*worker)(void *arg);
 static void *worker_arg;
 static uint16_t wire_segment;
-static uint16_t our_mac[3];
+static uint8_t our_mac[6];
 static struct pbuf *kept[NET_KEPT_FRAMES]; /* for when the send ring has room, the oldest first */
 static unsigned kept_count;
 
@@ -143,11 +144,9 @@ static bool carries_payload(const struct pbuf *frame) {
     return frame->tot_len > ACKNOWLEDGEMENT_BYTES_MAX;
 }
 
-/* Frames lie at even addresses (virtio_net.c). */
 static bool is_our_address(const uint8_t *mac) {
-    uint16_t theirs[3];
-    memcpy(theirs, __builtin_assume_aligned(mac, 2), sizeof theirs);
-    return ((theirs[0] ^ our_mac[0]) | (theirs[1] ^ our_mac[1]) | (theirs[2] ^ our_mac[2])) == 0;
+    return ((unaligned_load32(mac) ^ unaligned_load32(our_mac)) |
+            (uint32_t)(unaligned_load16(mac + 4) ^ unaligned_load16(our_mac + 4))) == 0;
 }
 
 /* IPv4 for our address goes straight to IP; everything else (ARP, broadcast) through lwIP's

@@ -169,7 +169,24 @@ static bool is_header_sound(const struct ip_hdr *ip) {
     return sum == UINT16_MAX;
 }
 
-bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_sum_known) {
+/* Moves the packet's first byte, headers off or on again. */
+static void move_front(struct pbuf *packet, int bytes) {
+    packet->payload = (uint8_t *)packet->payload + bytes;
+    packet->len = (u16_t)(packet->len - bytes);
+    packet->tot_len = (u16_t)(packet->tot_len - bytes);
+}
+
+static bool is_sum_right(struct pbuf *packet, const struct tcp_pcb *pcb) {
+    move_front(packet, IP_HLEN);
+    uint16_t sum =
+        ip_chksum_pseudo(packet, IP_PROTO_TCP, packet->tot_len, &pcb->remote_ip, &pcb->local_ip);
+    move_front(packet, -IP_HLEN);
+    return sum == 0;
+}
+
+/* Out of line: in the middle of the network task's round there would be too few registers. */
+__attribute__((noinline)) bool tcp_input_continue(struct pbuf *packet, const struct netif *netif,
+                                                  bool is_sum_known) {
     const struct ip_hdr *ip = packet->payload;
     const struct tcp_hdr *header = (const void *)(ip + 1);
     struct tcp_stream *tcp = continued(packet, netif);
@@ -182,20 +199,11 @@ bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_
     if (has_news ? !is_plain_acknowledgement(tcp->pcb, ackno) : bytes == 0) {
         return false;
     }
-    packet->payload = (uint8_t *)packet->payload + IP_HLEN;
-    packet->len = (u16_t)(packet->len - IP_HLEN);
-    packet->tot_len = (u16_t)(packet->tot_len - IP_HLEN);
     struct tcp_pcb *pcb = tcp->pcb;
-    if (!is_sum_known && ip_chksum_pseudo(packet, IP_PROTO_TCP, packet->tot_len, &pcb->remote_ip,
-                                          &pcb->local_ip) != 0) {
-        packet->payload = (uint8_t *)packet->payload - IP_HLEN;
-        packet->len = (u16_t)(packet->len + IP_HLEN);
-        packet->tot_len = (u16_t)(packet->tot_len + IP_HLEN);
+    if (!is_sum_known && !is_sum_right(packet, pcb)) {
         return false; /* lwIP sums it up once more, drops it and counts it */
     }
-    packet->payload = (uint8_t *)packet->payload + TCP_HLEN;
-    packet->len = (u16_t)(packet->len - TCP_HLEN);
-    packet->tot_len = (u16_t)(packet->tot_len - TCP_HLEN);
+    move_front(packet, HEADERS_BYTES);
     TCP_STATS_INC(tcp.recv);
     pcb->tmr = tcp_ticks;
     pcb->keep_cnt_sent = 0;
@@ -211,7 +219,9 @@ bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_
     }
     pcb->rcv_nxt += bytes;
     pcb->rcv_wnd -= bytes;
-    (void)tcp_update_rcv_ann_wnd(pcb); /* what it could be raised by matters to tcp_recved only */
+    /* The window that was told ends where it did; by what it could be raised matters to tcp_recved
+     * only. */
+    pcb->rcv_ann_wnd -= bytes < pcb->rcv_ann_wnd ? bytes : pcb->rcv_ann_wnd;
     if ((pcb->flags & TF_ACK_DELAY) != 0) {
         tcp->owes_ack = true; /* for more than one segment: not later than at this round's end */
     }

@@ -22,6 +22,7 @@
 
 #include "boot/arch.h"
 #include "config/limits.h"
+#include "core/lib/unaligned.h"
 #include "core/log.h"
 #include "core/panic.h"
 #include "core/task/scheduler.h"
@@ -58,6 +59,8 @@ static struct {
     const struct tcp_stream *stream;
     struct tcp_seg *segment;
     struct pbuf *last;
+    size_t room; /* bytes that still fit, and buffers */
+    unsigned buffers_left;
 } newest;
 
 static void forget_newest(void) {
@@ -81,6 +84,22 @@ static void tell_owner(struct tcp_stream *tcp) {
 /* --- Receiving ---------------------------------------------------------------------------------
  */
 
+/* As memcpy, without the call and the steps for much; both ends may lie anywhere. */
+static inline void copy_few(uint8_t *to, const uint8_t *from, size_t bytes) {
+    for (; bytes >= 8; to += 8, from += 8, bytes -= 8) {
+        unaligned_store64(to, unaligned_load64(from));
+    }
+    if (bytes >= 4) {
+        unaligned_store32(to, unaligned_load32(from));
+        to += 4;
+        from += 4;
+        bytes -= 4;
+    }
+    for (; bytes > 0; bytes--) {
+        *to++ = *from++;
+    }
+}
+
 /* A request is a few bytes and comes in a packet of its own. Where requests wait, each would keep a
  * whole receive buffer, and many clients could keep them all, so that not even an acknowledgement
  * would find one: they move together. */
@@ -90,11 +109,11 @@ static bool join_last(struct tcp_stream *tcp, struct pbuf *packet) {
         virtio_net_tail_room(last) < packet->len) {
         return false;
     }
-    memcpy((uint8_t *)last->payload + last->len, packet->payload, packet->len);
+    copy_few((uint8_t *)last->payload + last->len, packet->payload, packet->len);
     last->len = (u16_t)(last->len + packet->len);
     tcp->received += packet->len;
     net_counters.header_bytes_copied += packet->len;
-    pbuf_free(packet);
+    virtio_net_free(packet);
     return true;
 }
 
@@ -117,7 +136,7 @@ static void append_received(struct tcp_stream *tcp, struct pbuf *chain) {
 /* Releases one packet, whose successors have another owner. */
 static void release_packet(struct pbuf *packet) {
     packet->next = NULL;
-    pbuf_free(packet);
+    virtio_net_free(packet);
 }
 
 /* Takes the first packet off the list; the caller owns its reference. */
@@ -196,11 +215,8 @@ static void stream_gather(struct stream *stream, size_t bytes) {
     }
 }
 
-static void stream_drop(struct stream *stream, size_t bytes) {
-    struct tcp_stream *tcp = of(stream);
-    ASSERT(bytes <= tcp->received);
-    tcp->received -= bytes;
-    tcp->consumed += settle_credit(tcp, bytes);
+/* Out of line: of several requests in one packet only the last comes here. */
+__attribute__((noinline)) static void drop_packets(struct tcp_stream *tcp, size_t bytes) {
     while (bytes > 0) {
         size_t run = tcp->first->len - tcp->first_offset;
         if (bytes < run) {
@@ -210,6 +226,18 @@ static void stream_drop(struct stream *stream, size_t bytes) {
         bytes -= run;
         release_packet(pop_packet(tcp));
     }
+}
+
+static void stream_drop(struct stream *stream, size_t bytes) {
+    struct tcp_stream *tcp = of(stream);
+    ASSERT(bytes <= tcp->received);
+    tcp->received -= bytes;
+    tcp->consumed += settle_credit(tcp, bytes);
+    if (bytes > 0 && bytes < tcp->first->len - tcp->first_offset) {
+        tcp->first_offset += bytes;
+        return;
+    }
+    drop_packets(tcp, bytes);
 }
 
 /* Segments that `bytes` bytes from the front lie in. */
@@ -314,34 +342,37 @@ static void tell_consumed(struct tcp_stream *tcp) {
 /* --- Sending -----------------------------------------------------------------------------------
  */
 
-static void remember_newest(const struct tcp_stream *tcp) {
-    newest.stream = tcp;
-    newest.segment = tcp->pcb->unsent;
-    if (newest.segment == NULL || newest.segment->next != NULL) {
-        newest.stream = NULL; /* several wait for the window: speed is not what this peer lacks */
-        return;
-    }
-    newest.last = newest.segment->p;
-    while (newest.last->next != NULL) {
-        newest.last = newest.last->next;
-    }
-}
-
 /* As tcp_write reckons: half of the largest window that the peer has had, at most. */
 static size_t segment_limit(const struct tcp_pcb *pcb) {
     size_t half = pcb->snd_wnd_max / 2;
     return half == 0 || half > pcb->mss ? pcb->mss : half;
 }
 
+/* Behind tcp_write, which has marked the segment as one to be pushed. */
+static void remember_newest(struct tcp_stream *tcp) {
+    const struct tcp_pcb *pcb = tcp->pcb;
+    struct tcp_seg *segment = pcb->unsent;
+    newest.stream = NULL;
+    if (segment == NULL || segment->next != NULL || pcb->snd_queuelen >= TCP_SND_QUEUELEN ||
+        segment->len >= segment_limit(pcb) ||
+        (pcb->state != ESTABLISHED && pcb->state != CLOSE_WAIT)) {
+        return; /* several wait for the window: speed is not what this peer lacks */
+    }
+    size_t room = segment_limit(pcb) - segment->len;
+    newest.stream = tcp;
+    newest.segment = segment;
+    newest.room = room < tcp_sndbuf(pcb) ? room : tcp_sndbuf(pcb);
+    newest.buffers_left = (unsigned)(TCP_SND_QUEUELEN - pcb->snd_queuelen);
+    newest.last = segment->p;
+    while (newest.last->next != NULL) {
+        newest.last = newest.last->next;
+    }
+}
+
 /* True when `bytes` more, in so many buffers, fit into the newest segment, which has not left yet.
  */
 static bool fits_newest(const struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
-    const struct tcp_pcb *pcb = tcp->pcb;
-    const struct tcp_seg *segment = newest.segment;
-    return newest.stream == tcp && pcb != NULL && pcb->unsent == segment &&
-           bytes <= tcp_sndbuf(pcb) && segment->len + bytes <= segment_limit(pcb) &&
-           pcb->snd_queuelen + buffers < TCP_SND_QUEUELEN &&
-           (pcb->state == ESTABLISHED || pcb->state == CLOSE_WAIT);
+    return newest.stream == tcp && bytes <= newest.room && buffers < newest.buffers_left;
 }
 
 /* Of the lengths in the chain that lwIP keeps up to date, those between the first and the last
@@ -358,15 +389,15 @@ static void chain_to_newest(struct pbuf *part) {
 static void newest_has_grown(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
     struct tcp_pcb *pcb = tcp->pcb;
     struct tcp_seg *segment = newest.segment;
-    ASSERT(segment->next == NULL);
+    ASSERT(pcb->unsent == segment);
     segment->p->tot_len = (u16_t)(segment->p->tot_len + bytes);
     segment->len = (u16_t)(segment->len + bytes);
-    TCPH_SET_FLAG(segment->tcphdr, TCP_PSH);
+    newest.room -= bytes;
+    newest.buffers_left -= buffers;
     pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen + buffers);
     pcb->snd_lbb += (u32_t)bytes;
     pcb->snd_buf -= (tcpwnd_size_t)bytes;
     tcp->sent += bytes;
-    tcp->needs_output = true;
 }
 
 /* What tcp_write does, at a third of the cost, for the case that nearly all replies are: the bytes
@@ -554,6 +585,7 @@ static void detach(struct tcp_stream *tcp) {
 
 /* The connection is no more. Its frames may still be on their way out. */
 static void mark_dead(struct tcp_stream *tcp) {
+    forget_newest();
     tcp->pcb = NULL;
     tcp->stream.state = STREAM_DEAD;
     tcp->frames_at_death = virtio_net_sent(virtio_net_first());

@@ -140,6 +140,8 @@ struct virtio_net {
     bool wants_room; /* a frame was refused: the device must tell when it has read some */
     bool link_changed;
     bool is_broken;
+    bool has_merged;    /* frames over several buffers may come: MRG_RXBUF */
+    bool has_sums_seen; /* the device may vouch for checksums: GUEST_CSUM */
     uint64_t sent;
     uint64_t reclaimed;
     struct segment segments[SEND_SEGMENTS_MAX]; /* of the frame being sent: too many for a stack */
@@ -206,6 +208,18 @@ static void packet_free(struct pbuf *pbuf) {
     packet->next_free = net->free_packets;
     net->free_packets = packet;
     net->free_count++;
+}
+
+void virtio_net_free(struct pbuf *pbuf) {
+    const struct pbuf_custom *custom = (const struct pbuf_custom *)(const void *)pbuf;
+    bool is_ours = (pbuf->flags & PBUF_FLAG_IS_CUSTOM) != 0 &&
+                   custom->custom_free_function == packet_free && pbuf->next == NULL;
+    if (!is_ours || pbuf->ref != 1) {
+        pbuf_free(pbuf);
+        return;
+    }
+    pbuf->ref = 0;
+    packet_free(pbuf);
 }
 
 static void break_device(struct virtio_net *net) {
@@ -330,7 +344,7 @@ static struct pbuf *take_frame(struct virtio_net *net, uint8_t *flags) {
         return NULL;
     }
     const struct net_header *header = (const void *)(packet->buffer + BUFFER_PAD);
-    unsigned count = virtio_has(net->transport, VIRTIO_NET_F_MRG_RXBUF) ? header->buffer_count : 1;
+    unsigned count = net->has_merged ? header->buffer_count : 1;
     *flags = header->flags;
     if (written < sizeof *header + ETHERNET_BYTES || count < 1 || count > FRAME_BUFFERS_MAX) {
         (void)log_error(-EPROTO, "%s: a frame of %u bytes in %u buffers makes no sense",
@@ -360,8 +374,8 @@ struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
         }
         return NULL;
     }
-    *checksum_ok = (flags & (NET_HEADER_NEEDS_CHECKSUM | NET_HEADER_DATA_VALID)) != 0 &&
-                   virtio_has(net->transport, VIRTIO_NET_F_GUEST_CSUM);
+    *checksum_ok =
+        (flags & (NET_HEADER_NEEDS_CHECKSUM | NET_HEADER_DATA_VALID)) != 0 && net->has_sums_seen;
     net_counters.frames_received++;
     return frame;
 }
@@ -637,6 +651,8 @@ static int net_probe(struct virtio_transport *transport) {
     }
     net->transport = transport;
     int error = virtio_negotiate(transport, wanted_features(transport), feature_names);
+    net->has_merged = virtio_has(transport, VIRTIO_NET_F_MRG_RXBUF);
+    net->has_sums_seen = virtio_has(transport, VIRTIO_NET_F_GUEST_CSUM);
     if (!error) {
         error = read_config(net);
     }

@@ -272,34 +272,34 @@ static bool content_ends_by_error(struct nbd_request *request) {
     return true;
 }
 
+/* After an error: what must not be fragmented goes on with zeroes in place of what failed (read.c),
+ * and a chunk that is under way is finished. Of a simple reply, what failed comes in its turn. */
+static bool may_go_on(const struct nbd_request *request, const struct nbd_io *ready) {
+    if (request->connection->mode == NBD_SIMPLE) {
+        return false;
+    }
+    return is_whole(request) || (ready != NULL && (ready->header_sent > 0 || ready->data_sent > 0));
+}
+
 /* Sends what is ready of the chunks, in order. True when all of it is with the stream. */
 static bool send_content(struct nbd_request *request) {
     struct nbd_connection *connection = request->connection;
-    struct stream *stream = connection->stream;
-    bool has_headers = connection->mode != NBD_SIMPLE && !is_whole(request);
     while (request->reply_left > 0) {
         struct nbd_io *io = request->chunks;
         uint64_t position = request->header.offset + request->header.length - request->reply_left;
         bool is_ready = io != NULL && io->state == IO_READY && io->offset == position;
-        /* What must not be fragmented goes on with zeroes in place of what failed (read.c). */
-        bool may_go_on =
-            request->error == 0 || (connection->mode != NBD_SIMPLE && is_whole(request));
-        bool is_under_way = is_ready && (io->header_sent > 0 || io->data_sent > 0);
-        if (!may_go_on && !(has_headers && is_under_way)) {
-            if (connection->mode == NBD_SIMPLE && !is_ready) {
-                return false; /* what failed comes in its turn */
-            }
-            return content_ends_by_error(request);
+        if (request->error != 0 && !may_go_on(request, is_ready ? io : NULL)) {
+            return (is_ready || connection->mode != NBD_SIMPLE) && content_ends_by_error(request);
         }
         if (!is_ready) {
             return false; /* still on the disk */
         }
-        if (has_headers && io->header_bytes == 0) {
+        if (io->header_bytes == 0 && connection->mode != NBD_SIMPLE && !is_whole(request)) {
             begin_chunk(request, io);
         }
         io->ends_reply = io->covers == request->reply_left && !request->needs_last;
         io->parcel.mark.released = chunk_released;
-        if (!send_chunk(stream, io)) {
+        if (!send_chunk(connection->stream, io)) {
             return false; /* acknowledgements make room */
         }
         request->reply_left -= io->covers;

@@ -7,7 +7,9 @@
  * A connection that cannot admit its next request leaves it unread, and TCP's window pushes back.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "apps/nbd/connection.h"
 #include "apps/nbd/limit.h"
@@ -49,18 +51,29 @@ struct nbd_request *nbd_request_take(struct nbd_connection *connection,
     connection->free_requests = request->next;
     connection->requests_in_use++;
     connection->requests_total++;
-    *request = (struct nbd_request){
-        .connection = connection, .header = *header, .received_ns = scheduler_now_ns()};
+    memset(&request->error, 0,
+           offsetof(struct nbd_request, chunks) + sizeof request->chunks -
+               offsetof(struct nbd_request, error));
+    request->connection = connection;
+    request->header = *header;
+    request->received_ns = scheduler_now_ns();
     connection->active_ns = request->received_ns;
     return request;
 }
 
-void nbd_request_give(struct nbd_request *request) {
-    struct nbd_connection *connection = request->connection;
+/* Out of line: seldom is there any. */
+__attribute__((noinline)) static void give_chunks(struct nbd_request *request) {
     while (request->chunks != NULL) {
         struct nbd_io *io = request->chunks;
         request->chunks = io->next;
-        nbd_io_give(connection, io);
+        nbd_io_give(request->connection, io);
+    }
+}
+
+void nbd_request_give(struct nbd_request *request) {
+    struct nbd_connection *connection = request->connection;
+    if (request->chunks != NULL) {
+        give_chunks(request);
     }
     request->next = connection->free_requests;
     connection->free_requests = request;
@@ -97,14 +110,15 @@ void nbd_submit(struct nbd_io *io, enum block_operation operation, unsigned flag
                 uint64_t length, unsigned segment_count) {
     struct nbd_request *request = io->request;
     io->state = IO_ON_DISK;
-    io->block = (struct block_request){.operation = operation,
-                                       .flags = flags,
-                                       .offset = offset,
-                                       .length = length,
-                                       .segments = io->segments,
-                                       .segment_count = segment_count,
-                                       .complete = io_complete,
-                                       .owner = io};
+    /* What is the queue's own it sets itself. */
+    io->block.operation = operation;
+    io->block.flags = flags;
+    io->block.offset = offset;
+    io->block.length = length;
+    io->block.segments = io->segments;
+    io->block.segment_count = segment_count;
+    io->block.complete = io_complete;
+    io->block.owner = io;
     request->ios_on_disk++;
     request->connection->ios_on_disk++;
     block_submit(request->connection->export->device, &io->block);
