@@ -3,8 +3,6 @@
 
 #include <errno.h>
 
-#include "core/lib/unaligned.h"
-
 void nbd_decode_request(const uint8_t *bytes, enum nbd_mode mode,
                         struct nbd_request_header *header) {
     *header = (struct nbd_request_header){

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/lib/unaligned.h"
+
 /* Handshake. */
 #define NBD_MAGIC        UINT64_C(0x4e42444d41474943) /* "NBDMAGIC" */
 #define NBD_OPTION_MAGIC UINT64_C(0x49484156454f5054) /* "IHAVEOPT" */
@@ -187,31 +189,30 @@ const char *nbd_error_text(uint32_t error);
 uint32_t nbd_error_of(int error, uint16_t command);
 
 /* Big-endian numbers at any address. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "every number is turned round");
+
 static inline uint16_t nbd_get16(const uint8_t *p) {
-    return (uint16_t)(p[0] << 8 | p[1]);
+    return __builtin_bswap16(unaligned_load16(p));
 }
 
 static inline uint32_t nbd_get32(const uint8_t *p) {
-    return (uint32_t)nbd_get16(p) << 16 | nbd_get16(p + 2);
+    return __builtin_bswap32(unaligned_load32(p));
 }
 
 static inline uint64_t nbd_get64(const uint8_t *p) {
-    return (uint64_t)nbd_get32(p) << 32 | nbd_get32(p + 4);
+    return __builtin_bswap64(unaligned_load64(p));
 }
 
 static inline void nbd_put16(uint8_t *p, uint16_t value) {
-    p[0] = (uint8_t)(value >> 8);
-    p[1] = (uint8_t)value;
+    unaligned_store16(p, __builtin_bswap16(value));
 }
 
 static inline void nbd_put32(uint8_t *p, uint32_t value) {
-    nbd_put16(p, (uint16_t)(value >> 16));
-    nbd_put16(p + 2, (uint16_t)value);
+    unaligned_store32(p, __builtin_bswap32(value));
 }
 
 static inline void nbd_put64(uint8_t *p, uint64_t value) {
-    nbd_put32(p, (uint32_t)(value >> 32));
-    nbd_put32(p + 4, (uint32_t)value);
+    unaligned_store64(p, __builtin_bswap64(value));
 }
 
 #endif

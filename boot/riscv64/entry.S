@@ -34,12 +34,23 @@
     addi    sp, sp, 112
     .endm
 
+#define SBI_CONSOLE_PUTCHAR 1           /* SBI 2.0, 5: legacy */
+#define SBI_EXT_RESET       0x53525354  /* SBI 2.0, 10 */
+#define SBI_EXT_START       0x0a504c41  /* boot/riscv64/start */
+#define START_END           2
+#define STATUS_PANIC        100         /* POWER_PANIC in core/panic.h */
+
     .section .text.start, "ax"
     .globl _start
 _start:
     # From the firmware: a0 = hart, a1 = physical address of the device tree (SBI, boot protocol).
     csrw    sie, zero
     csrci   sstatus, 2              # SIE off: interrupts only ever end the idle wait
+    # Everything in C is compiled for Zba and Zbb, the report of a trap, too.
+    la      t0, lacks_instructions
+    csrw    stvec, t0
+    sh1add  t0, zero, zero
+    rev8    t0, zero
     la      t0, trap_entry
     csrw    stvec, t0
     la      sp, boot_stack_end
@@ -56,6 +67,32 @@ _start:
     call    riscv_start
 3:  wfi
     j       3b
+
+# Says so by the firmware's console, and ends the machine by the first firmware that can.
+    .balign 4
+lacks_instructions:
+    la      s1, lacks_message
+1:  lbu     a0, 0(s1)
+    beqz    a0, 2f
+    li      a7, SBI_CONSOLE_PUTCHAR
+    ecall
+    addi    s1, s1, 1
+    j       1b
+2:  li      a7, SBI_EXT_START
+    li      a6, START_END
+    li      a0, STATUS_PANIC
+    ecall
+    li      a7, SBI_EXT_RESET
+    li      a6, 0
+    li      a0, 0                   # shut down
+    li      a1, 1                   # because the system failed
+    ecall
+3:  wfi
+    j       3b
+
+    .section .rodata
+lacks_message:
+    .asciz  "PANIC: this processor lacks the instructions of Zba and Zbb, which are part of RVA22\r\n"
 
     .text
 # void riscv_context_switch(void **save_sp, void *load_sp)

@@ -19,6 +19,26 @@ static inline uint64_t unaligned_load64(const uint8_t *p) {
 #endif
 }
 
+typedef uint16_t unaligned16 __attribute__((aligned(1), may_alias));
+
+static inline uint16_t unaligned_load16(const uint8_t *p) {
+#if defined(__riscv)
+    uint16_t value;
+    __asm__("lhu %0, %1" : "=r"(value) : "m"(*(const unaligned16 *)p));
+    return value;
+#else
+    return *(const unaligned16 *)p;
+#endif
+}
+
+static inline void unaligned_store16(uint8_t *p, uint16_t value) {
+#if defined(__riscv)
+    __asm__("sh %1, %0" : "=m"(*(unaligned16 *)p) : "r"(value));
+#else
+    *(unaligned16 *)p = value;
+#endif
+}
+
 typedef uint32_t unaligned32 __attribute__((aligned(1), may_alias));
 
 static inline uint32_t unaligned_load32(const uint8_t *p) {

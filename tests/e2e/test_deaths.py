@@ -161,3 +161,16 @@ def test_the_walls_stand_where_three_levels_of_tables_do_not_reach(tmp_path: Pat
     status, console, _ = die(tmp_path, "overflow-second-stack", *options)
     assert status == STATUS_PANIC, console
     assert "the guard page below the stack of task second" in report_of(console)
+
+
+@pytest.mark.parametrize("bios", ["start", "opensbi"])
+@pytest.mark.parametrize("missing", ["zba", "zbb"])
+def test_a_processor_that_lacks_instructions_is_told_so(
+    tmp_path: Path, missing: str, bios: str
+) -> None:
+    """Before any C runs, which would need them."""
+    options = ("--bios", bios, "--qemu", f"-cpu rv64,{missing}=false")
+    status, console, _ = die(tmp_path, "write-code", *options)
+    assert "PANIC: this processor lacks the instructions of Zba and Zbb" in console
+    if bios == "start":
+        assert status == STATUS_PANIC, console

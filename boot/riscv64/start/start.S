@@ -4,8 +4,9 @@
 # the OpenSBI boot protocol ("fw_dynamic"), which names the next stage's address. This start opens
 # all memory to supervisor mode, delegates every trap and interrupt to it, lets it use the counters
 # and the supervisor timer compare register (Sstc), and jumps there. What stays resident is one
-# trap handler that answers SBI calls (only "who are you", "which memory is yours" and "feed the
-# watchdog" are known, everything else is "not supported") and is the watchdog.
+# trap handler that answers SBI calls (only "who are you", "which memory is yours", "feed the
+# watchdog", "end the machine" and the legacy console's character are known, everything else is "not
+# supported") and is the watchdog.
 #
 # It has no timer for the kernel: a processor without Sstc is refused by the kernel with a message
 # that says to boot under OpenSBI instead. The machine timer is the watchdog's.
@@ -22,6 +23,8 @@
 
 #define START_OWN_MEMORY       0
 #define START_WATCHDOG         1
+#define START_END              2
+#define SBI_CONSOLE_PUTCHAR    1           /* legacy; for a kernel that cannot drive the UART */
 
 #define CAUSE_ECALL_S          9
 #define CAUSE_TIMER            7           /* with the interrupt bit */
@@ -30,7 +33,8 @@
 #define SSTATUS_SIE            0x2
 #define SSTATUS_SPP            0x100
 
-/* QEMU's virt board, hw/riscv/virt.c: CLINT and test finisher. */
+/* QEMU's virt board, hw/riscv/virt.c: UART, CLINT and test finisher. */
+#define UART_TRANSMIT          0x10000000
 #define CLINT_MTIMECMP         0x02004000
 #define CLINT_MTIME            0x0200bff8
 #define FINISHER               0x00100000
@@ -131,12 +135,16 @@ trap:
 
     li      t1, SBI_EXT_BASE
     beq     a7, t1, base
+    li      t1, SBI_CONSOLE_PUTCHAR
+    beq     a7, t1, putchar
     li      t1, SBI_EXT_START
     bne     a7, t1, unknown
     li      t1, START_OWN_MEMORY
     beq     a6, t1, own_memory
     li      t1, START_WATCHDOG
     beq     a6, t1, watchdog_feed
+    li      t1, START_END
+    beq     a6, t1, end
 unknown:
     li      a0, SBI_ERR_NOT_SUPPORTED
     li      a1, 0
@@ -147,6 +155,18 @@ base:
     li      a0, 0
     li      a1, START_IMPL_ID
     j       out
+putchar:                            # the emulated UART takes it at once
+    li      t1, UART_TRANSMIT
+    sb      a0, 0(t1)
+    li      a0, 0
+    j       out
+end:                                # a0 = exit status
+    slli    t2, a0, 16
+    li      t1, FINISHER_FAIL
+    or      t2, t2, t1
+    li      t1, FINISHER
+    sw      t2, 0(t1)
+    j       park
 own_memory:                         # the resident range: a0 = first byte, a1 = bytes
     la      a0, start
     la      a1, start_end
