@@ -240,6 +240,8 @@ static void net_task(void *unused) {
             send_kept();
         }
         sys_check_timeouts();
+        /* Whatever was signalled until now, this round sees. */
+        event_clear(&round_event);
         bool has_more = worker != NULL && worker(worker_arg);
         tcp_streams_run(has_room_again);
         if (virtio_net_is_short_of_buffers(device)) {

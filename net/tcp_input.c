@@ -15,6 +15,7 @@
 #include "core/task/scheduler.h"
 #include "net/tcp_connection.h"
 #include "net/tcp_stream.h"
+#include "net/virtio_net.h"
 
 enum {
     IP_VERSION_4_NO_OPTIONS = 0x45,
@@ -130,6 +131,8 @@ static void acknowledge(struct tcp_stream *tcp, uint32_t ackno) {
         pcb->unacked = segment->next;
         pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen - pbuf_clen(segment->p));
         bytes += segment->len;
+        virtio_net_free_sent(segment->p);
+        segment->p = NULL;
         tcp_seg_free(segment);
     }
     pcb->rtime = pcb->unacked == NULL ? -1 : 0;

@@ -479,15 +479,10 @@ static void stream_mark_place(struct stream *stream, struct stream_mark *mark) {
 _Static_assert(sizeof(struct pbuf_custom) <= sizeof((struct stream_parcel *)0)->notes[0],
                "a parcel has room for the buffers of its pieces");
 
-/* The memory is the parcel's. */
-static void note_freed(struct pbuf *note) {
-    (void)note;
-}
-
 static struct pbuf *note_piece(uint64_t note[], struct segment piece) {
     struct pbuf_custom *buffer = (struct pbuf_custom *)(void *)note;
     u16_t length = (u16_t)piece.length;
-    buffer->custom_free_function = note_freed;
+    buffer->custom_free_function = virtio_net_note_freed;
     buffer->pbuf = (struct pbuf){.payload = piece.data,
                                  .len = length,
                                  .tot_len = length,

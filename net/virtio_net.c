@@ -222,6 +222,29 @@ void virtio_net_free(struct pbuf *pbuf) {
     packet_free(pbuf);
 }
 
+void virtio_net_note_freed(struct pbuf *note) {
+    (void)note;
+}
+
+void virtio_net_free_sent(struct pbuf *frame) {
+    while (frame != NULL && frame->ref == 1) {
+        struct pbuf *next = frame->next;
+        bool is_note =
+            (frame->flags & PBUF_FLAG_IS_CUSTOM) != 0 &&
+            ((struct pbuf_custom *)(void *)frame)->custom_free_function == virtio_net_note_freed;
+        if (is_note) {
+            frame->ref = 0;
+        } else {
+            frame->next = NULL;
+            pbuf_free(frame);
+        }
+        frame = next;
+    }
+    if (frame != NULL) {
+        pbuf_free(frame);
+    }
+}
+
 static void break_device(struct virtio_net *net) {
     net->is_broken = true;
     net_counters.device_errors++;
@@ -278,7 +301,7 @@ void virtio_net_reclaim(struct virtio_net *net) {
     uint32_t unused = 0;
     uint64_t reclaimed_before = net->reclaimed;
     while (!net->is_broken && (frame = virtqueue_take(net->send, &unused)) != NULL) {
-        pbuf_free(frame);
+        virtio_net_free_sent(frame);
         net->reclaimed++;
     }
     if (net->wants_room && net->reclaimed != reclaimed_before) {

@@ -40,6 +40,11 @@ struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok);
 /* As pbuf_free of a packet that is no chain; cheaper for what came from the ring. */
 void virtio_net_free(struct pbuf *packet);
 
+/* For pbuf_custom.custom_free_function: the memory is its owner's, and freeing is nothing. */
+void virtio_net_note_freed(struct pbuf *note);
+/* As pbuf_free, of a frame that was sent; cheaper for one with such notes in it. */
+void virtio_net_free_sent(struct pbuf *frame);
+
 /* Bytes that the buffer of a received packet still has behind what it holds. */
 size_t virtio_net_tail_room(const struct pbuf *packet);
 

@@ -65,15 +65,16 @@ static void chunk_ready(struct nbd_io *io) {
 static void start_chunk(struct nbd_io *io) {
     struct nbd_request *request = io->request;
     const struct block_device *device = request->connection->export->device;
+    bool may_have_holes = request->may_have_holes && block_knows_any(device);
     uint64_t bytes = request->length_left;
     uint64_t hole = 0;
-    if (request->may_have_holes && block_knows_any(device)) {
+    if (may_have_holes) {
         hole = hole_at(device, request->offset_next, bytes);
     }
     if (hole == 0) {
         ASSERT(io->buffer_bytes > 0);
         bytes = bytes < io->buffer_bytes ? bytes : io->buffer_bytes;
-        if (request->may_have_holes && block_knows_any(device)) {
+        if (may_have_holes) {
             bytes = data_at(device, request->offset_next, bytes);
         }
     }

@@ -245,11 +245,13 @@ static bool take_request(struct nbd_connection *connection) {
     size_t bytes = nbd_request_bytes(connection->mode);
     uint8_t copy[NBD_EXTENDED_REQUEST_BYTES + FILTER_BYTES];
     struct nbd_request_header header;
-    connection->is_short = stream->ops->received(stream) < bytes;
+    const uint8_t *there = stream->ops->front(stream, bytes);
+    connection->is_short = there == NULL && stream->ops->received(stream) < bytes;
     if (connection->free_requests == NULL || connection->is_short) {
         return false;
     }
-    nbd_decode_request(look_at(stream, bytes, copy), connection->mode, &header);
+    nbd_decode_request(there != NULL ? there : look_at(stream, bytes, copy), connection->mode,
+                       &header);
     uint32_t magic =
         connection->mode == NBD_EXTENDED ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC;
     if (header.magic != magic) {

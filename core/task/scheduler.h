@@ -15,7 +15,7 @@
 struct poll_source {
     const char *name;
     /* Where the device counts what it has left, and how far that has been taken: only when they
-     * differ is `pending` asked. NULL for a source that is always asked. */
+     * differ is `pending` asked. NULL for a source that is always asked. Set before it is added. */
     const volatile uint16_t *written;
     const uint16_t *taken;
     /* True when the device has left something. */

@@ -302,11 +302,18 @@ static uint16_t add_through_table(struct virtqueue *queue, const struct segment 
                                   unsigned out_count, unsigned count) {
     int16_t table = queue->free_tables[--queue->free_table_count];
     volatile struct descriptor *entries = &queue->tables[(size_t)table * queue->table_size];
-    for (unsigned i = 0; i < count; i++) {
-        unsigned flags = (i >= out_count ? DESC_WRITE : 0u) | (i + 1 < count ? DESC_NEXT : 0u);
-        write_descriptor(&entries[i], segments[i].data, segments[i].length, flags,
+    unsigned last = count - 1;
+    unsigned i = 0;
+    for (; i < out_count && i < last; i++) {
+        write_descriptor(&entries[i], segments[i].data, segments[i].length, DESC_NEXT,
                          (uint16_t)(i + 1));
     }
+    for (; i < last; i++) {
+        write_descriptor(&entries[i], segments[i].data, segments[i].length, DESC_WRITE | DESC_NEXT,
+                         (uint16_t)(i + 1));
+    }
+    write_descriptor(&entries[last], segments[last].data, segments[last].length,
+                     count > out_count ? DESC_WRITE : 0u, 0);
     uint16_t head = queue->free_head;
     struct chain *chain = &queue->chains[head];
     queue->free_head = chain->next;
