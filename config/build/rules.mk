@@ -40,26 +40,22 @@ SELFTEST_SOURCES := apps/drivers.c $(call files_below,apps/selftest/,%.c) $(call
 START_SOURCES := $(wildcard boot/$(TARGET)/start/*.S)
 
 # Unit tests: each tests/unit/test_NAME.c is a program, linked with libplatter-host.a, which holds
-# what runs on the development machine. HOST_EXCLUDE (patterns) keeps out what cannot: files that
-# need lwIP, a board, or the link script's symbols.
+# what runs on the development machine, lwIP included, and with what it uses of the helpers beside it.
+# HOST_EXCLUDE (patterns) keeps out what cannot: files that need a board, or the link script's symbols.
 UNIT_TESTS   := $(wildcard tests/unit/test_*.c)
 UNIT_HELPERS := $(filter-out $(UNIT_TESTS),$(wildcard tests/unit/*.c))
-HOST_EXCLUDE := net/virtio_net.c net/stack.c net/tcp_stream.c net/tcp_input.c net/stream.c net/counters.c core/mem/malloc.c \
-    core/start.c core/stack_guard.c apps/%
+HOST_EXCLUDE := core/mem/malloc.c core/start.c core/stack_guard.c
 HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
     $(call files_below,core/,%.c) \
     $(call files_below,blk/,%.c) \
-    $(wildcard net/*.c) \
-    $(call files_below,apps/,%.c) \
-    $(call files_below,boot/host/,%.c)) \
-    apps/nbd/wire.c apps/nbd/export.c apps/nbd/share.c apps/nbd/payload.c apps/nbd/access.c apps/nbd/configure.c
+    $(wildcard net/*.c apps/nbd/*.c) \
+    $(call files_below,boot/host/,%.c))
 
-# Fuzzers: each tests/fuzz/fuzz_NAME.c is a program, linked with what it needs of the same sources, and
-# of the NBD server and the network. A target may bring a network of its own: what it defines itself is
-# not taken from the library.
+# Fuzzers: each tests/fuzz/fuzz_NAME.c is a program, linked with what it needs of the same sources. A
+# target may bring a network of its own: what it defines itself is not taken from the library.
 FUZZ_TARGETS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_HELPERS := $(filter-out $(FUZZ_TARGETS),$(wildcard tests/fuzz/*.c))
-FUZZ_SOURCES := $(sort $(HOST_SOURCES) $(wildcard net/*.c apps/nbd/*.c))
+FUZZ_SOURCES := $(HOST_SOURCES)
 
 # What neither of them links counts too when the lines are counted: as never reached.
 COVERAGE_SOURCES := $(filter-out $(FUZZ_SOURCES) apps/selftest/% apps/deaths/%,\
@@ -129,19 +125,17 @@ LINK_FLAGS  := $(TARGET_LDFLAGS) -O2 --lto-O2 -mllvm -inline-threshold=500 -stat
 
 HOST_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 HOST_COVERAGE := -fprofile-instr-generate -fcoverage-mapping
-FLAGS_HOST := -std=c17 -D_DEFAULT_SOURCE -DPLATTER_HOST -g -O1 -fno-omit-frame-pointer $(PREFIX_MAP) $(WARNINGS) \
-    $(HOST_SANITIZE) $(HOST_COVERAGE) -I. -isystem $(DEPS)/libfdt/libfdt
-# Our calls of these pass through tests/unit/unit.c, which can let them fail.
-HOST_WRAP := $(foreach name,malloc calloc aligned_alloc,-Wl,--wrap=$(name))
-FLAGS_HOST_THIRD := -std=gnu17 -g -O1 -w $(HOST_SANITIZE) -isystem $(DEPS)/libfdt/libfdt
-
 # lwIP on this machine. Its test mode lets its timers be forgotten, for another life in one process.
 LWIP_HOST := -DLWIP_TESTMODE=1 -I. -Inet/port -iquote config -isystem $(DEPS)/lwip/src/include
+FLAGS_HOST := -std=c17 -D_DEFAULT_SOURCE -DPLATTER_HOST -g -O1 -fno-omit-frame-pointer $(PREFIX_MAP) $(WARNINGS) \
+    $(HOST_SANITIZE) $(HOST_COVERAGE) $(LWIP_HOST) -isystem $(DEPS)/libfdt/libfdt
+# Our calls of these pass through tests/unit/unit.c, which can let them fail.
+HOST_WRAP := $(foreach name,malloc calloc aligned_alloc,-Wl,--wrap=$(name))
+FLAGS_HOST_THIRD := -std=gnu17 -g -O1 -w $(HOST_SANITIZE) $(LWIP_HOST) -isystem $(DEPS)/libfdt/libfdt
 
 # The fuzzers are told by the compiler which branches an input has taken.
-FLAGS_FUZZ := $(filter-out $(if $(COVERAGE),,$(HOST_COVERAGE)),$(FLAGS_HOST)) -fsanitize=fuzzer-no-link \
-    $(LWIP_HOST)
-FLAGS_FUZZ_THIRD := $(FLAGS_HOST_THIRD) -fsanitize=fuzzer-no-link $(LWIP_HOST)
+FLAGS_FUZZ := $(filter-out $(if $(COVERAGE),,$(HOST_COVERAGE)),$(FLAGS_HOST)) -fsanitize=fuzzer-no-link
+FLAGS_FUZZ_THIRD := $(FLAGS_HOST_THIRD) -fsanitize=fuzzer-no-link
 
 # On the host, our mem* functions take other names, so that a test can compare them with libc's.
 FLAGS_HOST_MEM := -fno-builtin $(foreach name,memcpy memmove memset memcmp,-D$(name)=platter_$(name))
@@ -188,7 +182,7 @@ SIM_APPLIANCE_OBJECTS := $(call simulated,$(SIM_APPLIANCE))
 SIM_OUTSIDE_OBJECTS   := $(call simulated,$(SIM_OUTSIDE))
 SIM_LIBRARY_OBJECTS   := $(call simulated,$(LWIP_SOURCES) $(LIBFDT_SOURCES))
 
-HOST_OBJECTS   := $(call hosted,$(HOST_SOURCES) $(LIBFDT_SOURCES))
+HOST_OBJECTS   := $(call hosted,$(HOST_SOURCES) $(LIBFDT_SOURCES) $(LWIP_SOURCES))
 HELPER_OBJECTS := $(call hosted,$(UNIT_HELPERS))
 TEST_OBJECTS   := $(call hosted,$(UNIT_TESTS))
 FUZZ_OBJECTS   := $(call fuzzed,$(FUZZ_SOURCES) $(LIBFDT_SOURCES) $(LWIP_SOURCES) $(FUZZ_HELPERS))
@@ -313,9 +307,13 @@ $(UNIT)/libplatter-host.a: $(HOST_OBJECTS) $(KEYS)/host-objects
 	@rm -f $@
 	@$(AR) rcs $@ $(HOST_OBJECTS)
 
-$(UNIT)/test_%: $(UNIT)/obj/tests/unit/test_%.c.o $(HELPER_OBJECTS) $(UNIT)/libplatter-host.a $(KEYS)/helpers
+$(UNIT)/libhelpers.a: $(HELPER_OBJECTS) $(KEYS)/helpers
+	@rm -f $@
+	@$(AR) rcs $@ $(HELPER_OBJECTS)
+
+$(UNIT)/test_%: $(UNIT)/obj/tests/unit/test_%.c.o $(UNIT)/libhelpers.a $(UNIT)/libplatter-host.a
 	@echo "  LINK   $@"
-	@$(CLANG) $(HOST_SANITIZE) $(HOST_COVERAGE) $(HOST_WRAP) -o $@ $< $(HELPER_OBJECTS) \
+	@$(CLANG) $(HOST_SANITIZE) $(HOST_COVERAGE) $(HOST_WRAP) -o $@ $< $(UNIT)/libhelpers.a \
 	    $(UNIT)/libplatter-host.a -lcmocka -lpthread
 
 $(FUZZ)/libplatter-fuzz.a: $(FUZZ_OBJECTS) $(KEYS)/$(FUZZ_KEY)-objects

@@ -1,0 +1,66 @@
+/* A virtio-net device for tests (VIRTIO 1.3, 5.1): rings and configuration behind a transport of
+ * its own. It acts only when it is called. One at a time. */
+#ifndef TESTS_UNIT_FAKE_CARD_H
+#define TESTS_UNIT_FAKE_CARD_H
+
+#include "core/virtio/transport.h"
+#include "net/offload.h"
+#include "net/virtio_net.h"
+
+#define CARD_CSUM       (UINT64_C(1) << 0)
+#define CARD_GUEST_CSUM (UINT64_C(1) << 1)
+#define CARD_MTU        (UINT64_C(1) << 3)
+#define CARD_MAC        (UINT64_C(1) << 5)
+#define CARD_GUEST_TSO4 (UINT64_C(1) << 7)
+#define CARD_HOST_TSO4  (UINT64_C(1) << 11)
+#define CARD_MRG_RXBUF  (UINT64_C(1) << 15)
+#define CARD_STATUS     (UINT64_C(1) << 16)
+
+enum { CARD_CONFIG_BYTES = 12, CARD_RING = 256, CARD_FRAME_MAX = 64 * 1024 };
+
+struct card_queue {
+    uint8_t *descriptors;
+    uint8_t *available;
+    uint8_t *used;
+    unsigned size;
+    uint16_t seen;
+    uint16_t used_index;
+};
+
+struct fake_card {
+    struct virtio_transport transport;
+    struct device_node node;
+    struct io_buffer dma;
+    uint64_t offered;
+    uint32_t status;
+    unsigned ring_max;
+    uint8_t config[CARD_CONFIG_BYTES]; /* the MAC, the status, pairs of queues, the MTU */
+    size_t config_bytes;
+    bool is_restless;   /* its configuration changes at every look */
+    size_t first_bytes; /* of a frame, in its first buffer; 0: as many as there is room for */
+    struct card_queue receive;
+    struct card_queue send;
+};
+
+extern struct fake_card card;
+
+/* A healthy device of these features besides MAC and VERSION_1, its link up. */
+void fake_card_set_up(uint64_t features);
+/* The driver's probe, with as much DMA memory as it asks for; and its end, for the next test. */
+int fake_card_probe(void);
+void fake_card_unplug(void);
+
+/* Receive buffers that it has and has not filled. */
+unsigned fake_card_buffers(void);
+/* Fills as many as a frame takes, which must be there. `flags` are the header's. */
+void fake_card_deliver(const void *frame, size_t bytes, uint8_t flags);
+/* Fills one, whose header claims a frame in `claimed` buffers, and says that it has written so many
+ * bytes. */
+void fake_card_claim(unsigned claimed, uint32_t written);
+/* Says that a buffer came back which it was never given. */
+void fake_card_break_receive(void);
+
+/* Reads the next frame that the driver sends, without the virtio header; 0 when there is none. */
+size_t fake_card_take(uint8_t frame[CARD_FRAME_MAX]);
+
+#endif
