@@ -486,10 +486,6 @@ bool virtio_net_is_out_of_buffers(const struct virtio_net *net) {
     return has_less_than(net, NET_RX_RESERVE_EIGHTHS);
 }
 
-bool virtio_net_is_broken(const struct virtio_net *net) {
-    return net->is_broken;
-}
-
 bool virtio_net_link_is_up(struct virtio_net *net) {
     uint16_t status = STATUS_LINK_UP;
     if (virtio_has(net->transport, VIRTIO_NET_F_STATUS) && !net->is_broken) {

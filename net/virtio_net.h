@@ -74,9 +74,6 @@ bool virtio_net_is_short_of_buffers(const struct virtio_net *net);
 /* True when only the reserve is left. */
 bool virtio_net_is_out_of_buffers(const struct virtio_net *net);
 
-/* The device broke its rings: it has been reset, nothing is sent or received any more. */
-bool virtio_net_is_broken(const struct virtio_net *net);
-
 void virtio_net_dump(const struct virtio_net *net);
 
 #ifdef PLATTER_HOST
