@@ -16,7 +16,7 @@
 #define CARD_MRG_RXBUF  (UINT64_C(1) << 15)
 #define CARD_STATUS     (UINT64_C(1) << 16)
 
-enum { CARD_CONFIG_BYTES = 12, CARD_RING = 256, CARD_FRAME_MAX = 64 * 1024 };
+enum { CARD_CONFIG_BYTES = 12, CARD_RING = 1024, CARD_FRAME_MAX = 64 * 1024 };
 
 struct card_queue {
     uint8_t *descriptors;

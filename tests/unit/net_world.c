@@ -332,8 +332,14 @@ static void live(void *unused) {
     world_settle();
     body_now();
     abandon_all();
+    world_pass_ms(200); /* lwIP's timer has to see that there is nobody, or it never starts again */
     etharp_cleanup_netif(netif_default);
     world_settle();
+}
+
+int world_start_network(void) {
+    *sys_timeouts_get_next_timeout() = NULL; /* of the life before */
+    return net_start();
 }
 
 void world_run(const struct world_options *options, void (*body)(void)) {
@@ -355,8 +361,7 @@ void world_run(const struct world_options *options, void (*body)(void)) {
     assert_int_equal(fake_card_probe(), 0);
     assert_int_equal(config_parse("ip=10.0.2.15/24 gw=10.0.2.2"), 0);
     assert_int_equal(config_parse(options->config != NULL ? options->config : ""), 0);
-    *sys_timeouts_get_next_timeout() = NULL; /* of the life before */
-    assert_int_equal(net_start(), 0);
+    assert_int_equal(world_start_network(), 0);
     if (!options->is_mute) {
         assert_int_equal(tcp_stream_listen(WORLD_PORT, accept_stream, NULL), 0);
     }

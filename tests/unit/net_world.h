@@ -78,6 +78,9 @@ struct world_options {
 };
 void world_run(const struct world_options *options, void (*body)(void));
 
+/* For tests that need no more than net_start, and what it says; net_forget in the end. */
+int world_start_network(void);
+
 /* Lets the network do all that it can do at once; what it sends is in world.heard then. */
 void world_settle(void);
 /* The same, and time passes. */

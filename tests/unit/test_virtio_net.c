@@ -1,0 +1,229 @@
+/* The network driver against a card that goes wrong: net/virtio_net.c. */
+#include <errno.h>
+#include <lwip/init.h>
+#include <lwip/pbuf.h>
+#include <string.h>
+
+#include "core/mem/io_buffer.h"
+#include "net/counters.h"
+#include "tests/unit/fake_card.h"
+#include "tests/unit/unit.h"
+
+#define LARGE_RECEIVE (CARD_GUEST_CSUM | CARD_GUEST_TSO4 | CARD_MRG_RXBUF)
+
+enum { LARGE_BUFFER = 4096 - 2, FRAME_MOST = 65535 + 14 };
+
+static struct virtio_net *net;
+static uint8_t bytes[80 * 1024];
+
+static void begin(uint64_t features) {
+    static bool has_lwip;
+    if (!has_lwip) {
+        lwip_init(); /* for its pools */
+        has_lwip = true;
+    }
+    memset(&net_counters, 0, sizeof net_counters);
+    fake_card_set_up(features);
+    assert_int_equal(fake_card_probe(), 0);
+    net = virtio_net_first();
+    assert_non_null(net);
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        bytes[i] = (uint8_t)(i * 5 + i / 253);
+    }
+}
+
+static struct pbuf *receive(void) {
+    bool is_sum_known = false;
+    return virtio_net_receive(net, &is_sum_known);
+}
+
+/* The next frame is the first `length` of the bytes, in so many buffers. */
+static void expect_frame(size_t length, unsigned buffers) {
+    static uint8_t got[FRAME_MOST];
+    size_t at = 0;
+    unsigned count = 0;
+    struct pbuf *frame = receive();
+    assert_non_null(frame);
+    for (const struct pbuf *part = frame; part != NULL; part = part->next) {
+        assert_true(part->len <= sizeof got - at);
+        assert_int_equal(part->tot_len, (u16_t)(length - at));
+        memcpy(got + at, part->payload, part->len);
+        at += part->len;
+        count++;
+    }
+    assert_int_equal(at, length);
+    assert_memory_equal(got, bytes, length);
+    assert_int_equal(count, buffers);
+    pbuf_free(frame);
+}
+
+TEST(a_frame_comes_whole_out_of_as_many_buffers_as_it_takes) {
+    begin(LARGE_RECEIVE);
+    fake_card_deliver(bytes, 60, 0);
+    fake_card_deliver(bytes, LARGE_BUFFER - 12, 0);
+    fake_card_deliver(bytes, LARGE_BUFFER - 11, 0);
+    fake_card_deliver(bytes, FRAME_MOST, 0);
+    expect_frame(60, 1);
+    expect_frame(LARGE_BUFFER - 12, 1);
+    expect_frame(LARGE_BUFFER - 11, 2);
+    expect_frame(FRAME_MOST, 17);
+    assert_null(receive());
+    fake_card_unplug();
+}
+
+/* The device is reset and done with, and nobody asks it any more. */
+static void expect_broken(const char *why) {
+    struct pbuf *frame = pbuf_alloc(PBUF_LINK, 60, PBUF_RAM);
+    assert_null(receive());
+    assert_logged(why);
+    assert_int_equal(net_counters.device_errors, 1);
+    assert_int_equal(card.status, VIRTIO_STATUS_FAILED);
+    assert_null(receive());
+    assert_int_equal(virtio_net_send(net, frame, 1460), -EIO);
+    assert_int_equal(net_counters.device_errors, 1);
+    virtio_net_flush(net);
+    assert_int_equal(fake_card_buffers(), 0);
+    pbuf_free(frame);
+    fake_card_unplug();
+}
+
+TEST(buffers_of_a_frame_that_are_not_there_break_the_device) {
+    begin(LARGE_RECEIVE);
+    fake_card_claim(3, 100);
+    fake_card_claim(0, 100);
+    expect_broken("3 buffers of a frame do not come together");
+}
+
+TEST(a_frame_longer_than_any_breaks_the_device) {
+    begin(LARGE_RECEIVE);
+    fake_card_claim(17, LARGE_BUFFER);
+    for (unsigned i = 1; i < 17; i++) {
+        fake_card_claim(0, LARGE_BUFFER);
+    }
+    expect_broken("17 buffers of a frame do not come together");
+}
+
+TEST(a_frame_in_more_buffers_than_any_breaks_the_device) {
+    begin(LARGE_RECEIVE);
+    fake_card_claim(65, 100);
+    expect_broken("a frame of 100 bytes in 65 buffers makes no sense");
+}
+
+TEST(a_frame_in_no_buffer_breaks_the_device) {
+    begin(LARGE_RECEIVE);
+    fake_card_claim(0, 100);
+    expect_broken("a frame of 100 bytes in 0 buffers makes no sense");
+}
+
+TEST(a_frame_without_an_ethernet_header_breaks_the_device) {
+    begin(0);
+    fake_card_claim(1, 12 + 13);
+    expect_broken("a frame of 25 bytes in 1 buffers makes no sense");
+}
+
+TEST(a_buffer_that_was_never_given_breaks_the_device) {
+    begin(0);
+    fake_card_break_receive();
+    expect_broken("receive");
+}
+
+TEST(what_was_on_its_way_to_a_broken_device_comes_back) {
+    begin(0);
+    struct pbuf *frame = pbuf_alloc(PBUF_LINK, 60, PBUF_RAM);
+    memset(frame->payload, 0, 60);
+    assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+    assert_int_equal(frame->ref, 2);
+    fake_card_break_receive();
+    assert_null(receive());
+    assert_int_equal(frame->ref, 1);
+    assert_int_equal(virtio_net_reclaimed(net), 1);
+    pbuf_free(frame);
+    fake_card_unplug();
+}
+
+/* --- Sending --- */
+
+TEST(a_frame_that_is_not_ours_to_write_into_is_copied) {
+    static uint8_t sent[CARD_FRAME_MAX];
+    begin(0);
+    struct pbuf *frame = pbuf_alloc(PBUF_RAW, 1000, PBUF_REF);
+    frame->payload = bytes;
+    unit_allocations_until_failure(0);
+    assert_int_equal(virtio_net_send(net, frame, 1460), -EAGAIN);
+    unit_allocations_until_failure(UNIT_ALL_SUCCEED);
+    assert_int_equal(fake_card_take(sent), 0);
+    assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+    assert_int_equal(frame->ref, 1);
+    virtio_net_flush(net);
+    assert_int_equal(fake_card_take(sent), 1000);
+    assert_memory_equal(sent, bytes, 1000);
+    assert_int_equal(net_counters.bytes_copied, 1000);
+    virtio_net_flush(net);
+    assert_int_equal(virtio_net_reclaimed(net), 1);
+    pbuf_free(frame);
+    fake_card_unplug();
+}
+
+/* --- Probe --- */
+
+static void expect_no_card(int error) {
+    assert_int_equal(fake_card_probe(), error);
+    assert_null(virtio_net_first());
+    assert_true((card.status & VIRTIO_STATUS_FAILED) != 0);
+    io_buffer_release(&card.dma);
+}
+
+TEST(a_card_without_an_address_is_not_used) {
+    fake_card_set_up(0);
+    card.offered &= ~CARD_MAC;
+    expect_no_card(-ENOTSUP);
+}
+
+TEST(a_card_whose_configuration_is_too_short_is_not_used) {
+    fake_card_set_up(0);
+    card.config_bytes = CARD_CONFIG_BYTES - 1;
+    expect_no_card(-ERANGE);
+}
+
+TEST(a_card_whose_configuration_never_stands_still_is_not_used) {
+    fake_card_set_up(0);
+    card.is_restless = true;
+    expect_no_card(-EAGAIN);
+}
+
+TEST(a_card_with_rings_of_one_entry_is_not_used) {
+    fake_card_set_up(0);
+    card.ring_max = 1;
+    expect_no_card(-EINVAL);
+}
+
+TEST(a_second_card_is_not_used) {
+    begin(0);
+    uint32_t status = card.status;
+    assert_int_equal(virtio_net_driver.probe(&card.transport), -ENODEV);
+    assert_ptr_equal(virtio_net_first(), net);
+    assert_int_equal(card.status, status | VIRTIO_STATUS_FAILED);
+    fake_card_unplug();
+}
+
+TEST(a_card_that_there_is_no_memory_for_leaves_nothing) {
+    uint64_t successes = 0;
+    int error;
+    for (;; successes++) {
+        fake_card_set_up(0);
+        size_t dma = virtio_net_driver.dma_bytes(&card.transport);
+        assert_int_equal(io_buffer_init(&card.dma, dma, 4096), 0);
+        card.node.dma_buffer = &card.dma;
+        unit_allocations_until_failure(successes);
+        error = virtio_net_driver.probe(&card.transport);
+        unit_allocations_until_failure(UNIT_ALL_SUCCEED);
+        if (error == 0) {
+            break;
+        }
+        assert_int_equal(error, -ENOMEM);
+        assert_null(virtio_net_first());
+        io_buffer_release(&card.dma);
+    }
+    assert_true(successes >= 3); /* itself, its rings, its packets */
+    fake_card_unplug();
+}
