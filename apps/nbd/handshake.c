@@ -174,7 +174,7 @@ static void answer_export_name(struct nbd_connection *connection, const uint8_t 
                                uint32_t bytes) {
     struct nbd_handshake *handshake = connection->handshake;
     const struct nbd_export *export = nbd_export_find((const char *)data, bytes);
-    if (export == NULL || nbd_is_shutting_down()) {
+    if (export == NULL) {
         nbd_abort(connection, "asks for an export that there is not");
         return;
     }
@@ -309,11 +309,6 @@ static void answer_contexts(struct nbd_connection *connection, const uint8_t *da
 
 static void answer_option(struct nbd_connection *connection, const uint8_t *data, uint32_t bytes) {
     struct nbd_handshake *handshake = connection->handshake;
-    if (nbd_is_shutting_down() && handshake->option != NBD_OPT_EXPORT_NAME &&
-        handshake->option != NBD_OPT_ABORT) {
-        put_error(handshake, NBD_REP_ERR_SHUTDOWN, "shutting down");
-        return;
-    }
     switch (handshake->option) {
     case NBD_OPT_EXPORT_NAME:
         answer_export_name(connection, data, bytes);
