@@ -187,6 +187,27 @@ const char *unit_child_report(void) {
     return report;
 }
 
+void unit_run_alone(void (*body)(void)) {
+    (void)fflush(stdout); /* or the child would print it again */
+    child = fork();
+    if (child < 0) {
+        abort();
+    }
+    if (child == 0) {
+        /* cmocka says what was not so, and does not go on with the next test. */
+        if (setenv("CMOCKA_TEST_ABORT", "1", 1) != 0) {
+            abort();
+        }
+        body();
+        leave_child(CHILD_SURVIVED);
+    }
+    int status = 0;
+    (void)waitpid(child, &status, 0);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != CHILD_SURVIVED) {
+        fail_msg("in a process of its own: see above; wait status 0x%x", (unsigned)status);
+    }
+}
+
 /* --- Allocations, through the linker's --wrap --- */
 
 void *__real_malloc(size_t bytes);

@@ -59,6 +59,10 @@ _Noreturn void unit_child_survived(void);
 bool unit_child_panicked(const char *text);
 const char *unit_child_report(void);
 
+/* Runs `body` in a process of its own, for what can be started only once; a failed assertion there
+ * fails this test. */
+void unit_run_alone(void (*body)(void));
+
 /* The C library's allocations of the code under test: the next `successes` succeed, all others fail
  * until UNIT_ALL_SUCCEED is set. */
 #define UNIT_ALL_SUCCEED UINT64_MAX
