@@ -6,7 +6,7 @@
 #include "apps/nbd/export.h"
 #include "tests/unit/unit.h"
 
-struct nbd_server_config config;
+struct nbd_server_config config = {.port = WORLD_PORT, .may_list = true};
 struct talker talkers[TALKERS];
 static uint8_t memory_of_talkers[TALKERS][IN_BYTES_MAX];
 
@@ -283,16 +283,18 @@ static void in_network(void) {
 }
 
 static void in_process(void) {
-    nbd_disk = (struct block_device){.name = "vda",
-                                     .model = "unit",
-                                     .capacity_bytes = DISK_BYTES,
-                                     .limits = {.block_bytes = 512,
-                                                .physical_block_bytes = 512,
-                                                .segments_max = BLOCK_SEGMENTS_MAX,
-                                                .segment_bytes_max = 1u << 30,
-                                                .discard_bytes_max = 64 * 1024,
-                                                .discard_align_bytes = 24 * 1024},
-                                     .wake = disk_wake};
+    nbd_disk =
+        (struct block_device){.name = "vda",
+                              .model = "unit",
+                              .capacity_bytes = DISK_BYTES,
+                              .limits = {.block_bytes = 512,
+                                         .physical_block_bytes = 512,
+                                         .segments_max = BLOCK_SEGMENTS_MAX,
+                                         .segment_bytes_max = 1u << 30,
+                                         .discard_bytes_max = 64 * 1024,
+                                         .discard_align_bytes = 24 * 1024,
+                                         .discard_leaves = BLOCK_KNOWN_ZERO | BLOCK_KNOWN_HOLE},
+                              .wake = disk_wake};
     for (size_t i = 0; i < sizeof nbd_content; i++) {
         nbd_content[i] = (uint8_t)(i * 3 + i / 509);
     }
@@ -306,6 +308,5 @@ static void in_process(void) {
 void with_server(size_t heap, void (*body)(void)) {
     script = body;
     heap_bytes = heap;
-    config = (struct nbd_server_config){.port = WORLD_PORT, .may_list = true};
     unit_run_alone(in_process);
 }

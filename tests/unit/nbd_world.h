@@ -27,7 +27,7 @@ struct talker {
 };
 
 extern struct talker talkers[TALKERS];
-/* A test may change it while the server runs. */
+/* A test may change it while the server runs, which then has a copy of its own; or before. */
 extern struct nbd_server_config config;
 
 /* Runs `body` beside a server of its own, in a process of its own, that exports a disk twice, as

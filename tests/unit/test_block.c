@@ -210,6 +210,24 @@ TEST(a_partition_shrinks_and_grows_with_its_disk_but_never_beyond_its_table) {
     free(partition);
 }
 
+TEST(all_partitions_follow_their_disk) {
+    struct block_device device = new_device();
+    struct block_device *partitions[3];
+    for (unsigned i = 0; i < ARRAY_COUNT(partitions); i++) {
+        partitions[i] =
+            block_partition_create(&device, "test1", "part", 4096 + (uint64_t)8192 * i, 8192);
+        assert_non_null(partitions[i]);
+    }
+    device.capacity_bytes = 4096 + 8192 + 4096;
+    block_device_changed(&device);
+    assert_int_equal(partitions[0]->capacity_bytes, 8192);
+    assert_int_equal(partitions[1]->capacity_bytes, 4096);
+    assert_int_equal(partitions[2]->capacity_bytes, 0);
+    for (unsigned i = 0; i < ARRAY_COUNT(partitions); i++) {
+        free(partitions[i]);
+    }
+}
+
 TEST(without_memory_there_is_no_partition) {
     struct block_device device = new_device();
     unit_allocations_until_failure(0);

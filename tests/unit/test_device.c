@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "boot/host/host.h"
+#include "core/dev/fwcfg.h"
 #include "core/mem/heap.h"
 #include "tests/unit/tree.h"
 #include "tests/unit/unit.h"
@@ -463,4 +465,31 @@ TEST(one_that_fails_does_not_keep_the_rest_from_service) {
 TEST(a_tree_is_read_once) {
     const void *fdt = one_device(0, 0)->fdt;
     assert_panics("node_count == 0", device_tree_read(fdt, drivers));
+}
+
+/* --- What a driver finds at its address --- */
+
+static uint32_t silent_read(const struct mmio *mmio, size_t offset, unsigned bytes) {
+    (void)mmio;
+    (void)offset;
+    (void)bytes;
+    return 0;
+}
+
+static void silent_write(const struct mmio *mmio, size_t offset, unsigned bytes, uint32_t value) {
+    (void)mmio;
+    (void)offset;
+    (void)bytes;
+    (void)value;
+}
+
+TEST(a_firmware_interface_without_its_signature_is_not_used) {
+    char file[16];
+    struct device_node node = {.name = "fw-cfg", .driver = &fwcfg_driver, .reg_count = 1};
+    node.regs[0] = (struct phys_range){phys_addr(0x10100000), 24};
+    host_set_mmio(silent_read, silent_write);
+    assert_int_equal(fwcfg_driver.probe(&node), -ENXIO);
+    assert_int_equal(fwcfg_read_file("opt/file", file, sizeof file), -ENOENT);
+    host_set_mmio(NULL, NULL);
+    assert_logged("fw-cfg: no QEMU signature");
 }

@@ -37,6 +37,32 @@ TEST(a_range_that_is_not_pages_or_too_small_is_refused) {
     assert_int_equal(list.page_count, 1);
 }
 
+TEST(what_is_bumped_ends_where_its_memory_does) {
+    struct bump bump;
+    bump_init(&bump, memory, 100);
+    assert_ptr_equal(bump_take(&bump, 60), memory);
+    assert_null(bump_take(&bump, 41));
+    assert_ptr_equal(bump_take(&bump, 40), memory + 60);
+    assert_null(bump_take(&bump, 1));
+}
+
+TEST(every_page_says_what_it_belongs_to) {
+    struct free_list list = new_list();
+    struct free_list_place place;
+    char *begin = (char *)list.bump.start;
+    assert_false(free_list_look(&list, begin, &place)); /* nothing was ever handed out */
+    assert_false(free_list_look(&list, begin + 5 * PAGE_BYTES, &place));
+    char *run = free_list_take(&list, 3, 1);
+    char *other = free_list_take(&list, 2, 1);
+    assert_true(free_list_look(&list, run + 2 * PAGE_BYTES, &place));
+    assert_true(place.run == run && place.pages == 3 && place.is_used);
+    free_list_give(&list, run);
+    assert_true(free_list_look(&list, run + PAGE_BYTES, &place));
+    assert_true(place.run == run && place.pages == 3 && !place.is_used);
+    assert_true(free_list_look(&list, other + PAGE_BYTES, &place));
+    assert_true(place.run == other && place.pages == 2 && place.is_used);
+}
+
 TEST(a_fresh_list_hands_out_runs_in_order_of_address) {
     struct free_list list = new_list();
     char *first = free_list_take(&list, 3, 1);

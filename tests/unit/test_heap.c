@@ -217,6 +217,29 @@ TEST(exhaustion_is_null_and_everything_works_again_afterwards) {
     assert_int_equal(stats().largest_free_run, stats().bytes_total);
 }
 
+TEST(small_objects_run_out_too) {
+    static void *objects[UNIT_HEAP_BYTES / 1024];
+    static void *pages[UNIT_HEAP_BYTES / 4096];
+    size_t count = 0;
+    while ((pages[count] = heap_alloc(4096)) != NULL) {
+        count++;
+    }
+    assert_null(heap_alloc(64));
+    heap_free(pages[--count]);
+    size_t small = 0;
+    while ((objects[small] = heap_alloc(64)) != NULL) {
+        small++;
+    }
+    assert_true(small > 40 && small <= 4096 / 64);
+    while (small > 0) {
+        heap_free(objects[--small]);
+    }
+    while (count > 0) {
+        heap_free(pages[--count]);
+    }
+    assert_int_equal(objects_in_use(), 0);
+}
+
 struct object {
     unsigned char *start;
     size_t bytes;

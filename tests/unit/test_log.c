@@ -145,6 +145,24 @@ TEST(without_a_console_lines_wait) {
     log_flush();
 }
 
+static void say_once_more(void *arg, const char *text, size_t length) {
+    unsigned *calls = arg;
+    (void)text;
+    (void)length;
+    if ((*calls)++ == 0) {
+        log_text("said while writing");
+    }
+}
+
+TEST(a_flush_ends_when_nothing_is_left) {
+    unsigned calls = 0;
+    log_set_sink(say_once_more, &calls);
+    log_text("first");
+    log_flush();
+    assert_int_equal(calls, 2);
+    assert_false(log_is_waiting());
+}
+
 TEST(a_cause_that_repeats_is_limited_and_the_rest_counted) {
     struct log_rate rate = {0};
     for (unsigned i = 0; i < LOG_RATE_PER_S; i++) {

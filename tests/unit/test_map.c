@@ -104,6 +104,9 @@ TEST(the_largest_run_is_whole_pages) {
     struct phys_range largest = memory_map_largest(&map);
     assert_int_equal(largest.start.value, 0x11000);
     assert_int_equal(largest.length, 0x2000);
+    /* Behind the last page there is none. */
+    assert_int_equal(memory_map_add(&map, range(UINT64_MAX - 0xffe, 0xffe)), 0);
+    assert_int_equal(memory_map_largest(&map).start.value, 0x11000);
 }
 
 TEST(random_adds_and_reservations_agree_with_a_bitmap) {

@@ -1,5 +1,6 @@
 /* The NBD server as a client sees it, over TCP, with a disk that answers when a test says so: what
  * needs a moment that no search finds at once. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "apps/nbd/wire.h"
@@ -156,6 +157,41 @@ static void chunks_fail(void) {
 
 TEST(an_error_in_the_middle_is_told_when_nothing_is_on_the_disk) {
     with_server(0, chunks_fail);
+}
+
+/* A hole is one chunk, however long, and takes the place of several pieces of memory. */
+static void reads_over_a_hole(void) {
+    size_t bytes = 0;
+    uint64_t hole = (uint64_t)4 * CHUNK;
+    struct talker *talker = begin_structured(0, "disk");
+    uint64_t cookie = ask(talker, NBD_STRUCTURED, NBD_CMD_TRIM, 0, 0, hole);
+    answer_all();
+    (void)expect_chunk(talker, cookie, NBD_REPLY_TYPE_NONE, NBD_REPLY_FLAG_DONE, &bytes);
+    cookie = ask(talker, NBD_STRUCTURED, NBD_CMD_READ, 0, 0, hole + CHUNK);
+    const uint8_t *data = expect_chunk(talker, cookie, NBD_REPLY_TYPE_OFFSET_HOLE, 0, &bytes);
+    assert_int_equal(get(data, 8), 0);
+    assert_int_equal(get(data + 8, 4), hole);
+    take_parts();
+    assert_int_equal(nbd_part_count, 1);
+    answer_all();
+    data = expect_chunk(talker, cookie, NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_FLAG_DONE, &bytes);
+    assert_int_equal(get(data, 8), hole);
+    assert_int_equal(bytes, 8 + CHUNK);
+    assert_memory_equal(data + 8, nbd_content + hole, CHUNK);
+    unit_log_clear();
+    nbd_server_dump();
+    char *free_ios = strstr(unit_log(), "ios ");
+    unsigned long numbers[2];
+    assert_non_null(free_ios);
+    numbers[0] = strtoul(free_ios + 4, &free_ios, 10);
+    numbers[1] = strtoul(free_ios + 4, NULL, 10); /* behind " of " */
+    assert_int_equal(numbers[0], numbers[1]);
+}
+
+TEST(what_a_hole_leaves_over_of_a_read_s_memory_goes_back) {
+    config.keeps_allocation = true;
+    with_server(0, reads_over_a_hole);
+    config.keeps_allocation = false;
 }
 
 static void simple_fails(void) {

@@ -128,6 +128,10 @@ TEST(addresses_that_make_no_sense_are_refused) {
             pages_map(&tables, bad[i].address, phys_addr(bad[i].physical), bad[i].bytes, RW),
             PAGES_BAD_ADDRESS);
     }
+    expect_nothing(REACH3);
+    expect_nothing(UINT64_MAX);
+    assert_int_equal(pages_unmap(&tables, REACH3, 4 * KIB), PAGES_BAD_ADDRESS);
+    assert_int_equal(pages_protect(&tables, 1, 4 * KIB, RW), PAGES_BAD_ADDRESS);
     assert_int_equal(pages_unmap(&tables, 0, 4 * KIB), PAGES_BAD_ADDRESS);
     assert_int_equal(pages_protect(&tables, 4 * KIB, 4 * KIB, RW), PAGES_BAD_ADDRESS);
     assert_int_equal(tables.frame_count, 1);

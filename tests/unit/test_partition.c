@@ -421,6 +421,14 @@ TEST(when_both_are_damaged_the_table_is_refused) {
     assert_int_equal(read_table(), -EIO);
 }
 
+TEST(a_table_whose_entries_cannot_be_read_is_refused) {
+    make_gpt_with(512, 1024); /* more than what is read with the header */
+    fails_from = partition_window_bytes(512);
+    assert_int_equal(read_table(), -EIO);
+    assert_int_equal(table.count, 0);
+    assert_string_equal(table.fault, "its entries cannot be read");
+}
+
 struct field {
     unsigned at;
     unsigned bytes;

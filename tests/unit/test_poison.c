@@ -66,6 +66,19 @@ TEST(a_write_to_released_memory_is_found_by_a_look_around) {
     heap_check();
 }
 
+TEST(a_look_around_sees_what_is_free_between_objects) {
+    heap_checks = true;
+    void *kept = heap_alloc(64);
+    char *object = heap_alloc(64);
+    heap_free(object);
+    heap_check();
+    assert_panics("0x04 at", {
+        object[40] = 4;
+        heap_check();
+    });
+    heap_free(kept);
+}
+
 TEST(mixed_use_with_checks_finds_nothing) {
     enum { SLOTS = 64, ROUNDS = 5000 };
     static char *slots[SLOTS];

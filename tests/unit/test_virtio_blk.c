@@ -210,6 +210,15 @@ TEST(a_secure_erase_goes_where_it_is_offered) {
     assert_int_equal(fake_content[512], 0);
     assert_int_equal(fake_content[20991], 0);
     assert_int_equal(fake_content[20992], 0x5a);
+    /* What does not end between blocks is no alignment. */
+    fake_disk_set_up(F_SECURE_ERASE | F_BLK_SIZE);
+    fake_config32(20, 4096);
+    fake_config32(60, 16);
+    fake_config32(64, 1);
+    fake_config32(68, 3);
+    block_unregister(disk);
+    assert_int_equal(fake_disk_probe(), 0);
+    assert_int_equal(disk->limits.erase_align_bytes, 0);
     fake_disk_set_up(0);
     block_unregister(disk);
     assert_int_equal(fake_disk_probe(), 0);
@@ -315,6 +324,13 @@ TEST(a_device_that_keeps_its_cache_is_written_through_by_flushes) {
     device.keeps_cache_mode = true;
     assert_int_equal(fake_disk_probe(), 0);
     assert_true(disk->limits.has_cache && disk->limits.is_write_through);
+}
+
+TEST(a_cache_mode_that_has_no_register_cannot_be_set) {
+    assert_int_equal(config_parse("disk.cache=writeback"), 0);
+    fake_disk_set_up(F_FLUSH | F_CONFIG_WCE);
+    device.config_bytes = 32;
+    assert_int_equal(fake_disk_probe(), -ERANGE);
 }
 
 TEST(a_cache_mode_that_is_none_is_refused) {

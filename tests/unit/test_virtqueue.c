@@ -610,6 +610,28 @@ TEST(without_event_indices_a_flag_says_whether_to_interrupt) {
 
 /* --- A hostile device --- */
 
+TEST(a_buffer_to_write_into_is_refused_by_a_full_ring_and_by_a_broken_one) {
+    static uint8_t buffers[SIZE][16];
+    uint32_t length = 0;
+    set_up(SIZE, 0);
+    for (int i = 0; i < SIZE; i++) {
+        assert_int_equal(virtqueue_add_writable(queue, buffers[i], sizeof buffers[i], &tokens[i]),
+                         0);
+    }
+    assert_int_equal(virtqueue_add_writable(queue, buffers[0], 16, &tokens[SIZE]), -ENOSPC);
+    assert_int_equal(virtqueue_get_stats(queue)->full, 1);
+    assert_int_equal(virtqueue_in_flight(queue), SIZE);
+    virtqueue_kick(queue);
+    device_complete(device_take(), 16);
+    assert_ptr_equal(take(&length), &tokens[0]);
+    assert_int_equal(length, 16);
+    assert_int_equal(virtqueue_add_writable(queue, buffers[0], 16, &tokens[SIZE]), 0);
+    device_complete(SIZE, 0);
+    assert_null(take(&length));
+    assert_int_equal(virtqueue_add_writable(queue, buffers[0], 16, &tokens[SIZE]), -EIO);
+    tear_down();
+}
+
 TEST(an_identifier_out_of_range_breaks_the_queue) {
     static const uint32_t ids[] = {SIZE, 0x10000, UINT32_MAX};
     for (size_t i = 0; i < ARRAY_COUNT(ids); i++) {
