@@ -12,7 +12,8 @@ usage: ./build.sh coverage [--seconds N] [--reuse]
 
 Runs the unit tests, the simulator where there is one, and each fuzzer over its seeds, its regressions, what
 earlier runs kept, and N seconds of new inputs (default $COVERAGE_SECONDS), all built so that they note which lines they
-reach. Prints the line coverage of each file of core/, blk/, net/ and apps/ and of all; fails below $COVERAGE_PERCENT %.
+reach. Prints the line coverage of each file of core/, blk/, net/ and apps/ and of all; fails below $COVERAGE_PERCENT %,
+and when tests/coverage-reasons has no reason for a line that was not reached.
 
 build/coverage/files.txt      what is printed
 build/coverage/uncovered.txt  what was not reached, by function and lines, with the reason that

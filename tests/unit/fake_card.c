@@ -28,6 +28,9 @@ static uint32_t status_read(struct virtio_transport *transport) {
 
 static void status_write(struct virtio_transport *transport, uint32_t status) {
     (void)transport;
+    if (status == 0 && card.status != 0 && card.never_resets) {
+        return;
+    }
     card.status = status;
     if (status == 0) {
         card.receive = (struct card_queue){0};

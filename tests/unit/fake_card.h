@@ -36,6 +36,7 @@ struct fake_card {
     unsigned ring_max;
     uint8_t config[CARD_CONFIG_BYTES]; /* the MAC, the status, pairs of queues, the MTU */
     size_t config_bytes;
+    bool never_resets;  /* once it has begun */
     bool is_restless;   /* its configuration changes at every look */
     size_t first_bytes; /* of a frame, in its first buffer; 0: as many as there is room for */
     struct card_queue receive;

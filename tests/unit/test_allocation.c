@@ -224,6 +224,10 @@ TEST(a_full_map_forgets_the_smallest_and_counts_it) {
     assert_int_equal(known(0), 0);
     assert_int_equal(known(3), BLOCK_KNOWN_ZERO);
     assert_int_equal(known(16), BLOCK_KNOWN_ZERO);
+    run(BLOCK_WRITE, 0, 22, 1);
+    assert_int_equal(known(16), BLOCK_KNOWN_ZERO);
+    assert_int_equal(known(23), 0);
+    assert_int_equal(device.allocation->forgotten, 3);
     tear_down();
 }
 

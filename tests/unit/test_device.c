@@ -119,6 +119,21 @@ TEST(probing_goes_by_stage_then_from_the_highest_address_down) {
     assert_string_equal(probed[3], "low@1000");
 }
 
+TEST(devices_at_one_address_are_probed_as_they_stand_in_the_tree) {
+    static const char *const names[] = {"first", "second", "third"};
+    set_up();
+    for (unsigned i = 0; i < ARRAY_COUNT(names); i++) {
+        tree_node(names[i]);
+        tree_text("compatible", "test,device"); /* without registers */
+        tree_end();
+    }
+    (void)read_tree();
+    assert_int_equal(device_tree_probe(STAGE_POWER, STAGE_DEVICE), 3);
+    for (unsigned i = 0; i < ARRAY_COUNT(names); i++) {
+        assert_string_equal(probed[i], names[i]);
+    }
+}
+
 TEST(registers_are_translated_through_every_bus) {
     set_up();
     tree_node("outer");
@@ -489,6 +504,10 @@ TEST(a_firmware_interface_without_its_signature_is_not_used) {
     node.regs[0] = (struct phys_range){phys_addr(0x10100000), 24};
     host_set_mmio(silent_read, silent_write);
     assert_int_equal(fwcfg_driver.probe(&node), -ENXIO);
+    node.regs[0].length = 9; /* no room for all its registers */
+    assert_int_equal(fwcfg_driver.probe(&node), -EINVAL);
+    node.reg_count = 0;
+    assert_int_equal(fwcfg_driver.probe(&node), -EINVAL);
     assert_int_equal(fwcfg_read_file("opt/file", file, sizeof file), -ENOENT);
     host_set_mmio(NULL, NULL);
     assert_logged("fw-cfg: no QEMU signature");

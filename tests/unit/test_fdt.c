@@ -130,6 +130,21 @@ TEST(a_reservation_that_wraps_is_refused_by_number) {
     assert_logged("fdt: memory reservation 0 refused");
 }
 
+TEST(a_reserved_node_that_wraps_is_refused_by_name) {
+    begin_root(2, 2);
+    memory_node("memory@80000000", 0x80000000, 0x8000000);
+    tree_node("reserved-memory");
+    tree_cells("#address-cells", 2);
+    tree_cells("#size-cells", 2);
+    tree_empty("ranges");
+    tree_node("firmware@f");
+    tree_cells("reg", UINT32_MAX, 0, 1, 0);
+    tree_end();
+    tree_end();
+    assert_int_equal(fdt_read_memory(tree_finish(), &map), -EINVAL);
+    assert_logged("fdt: firmware@f: range 0xffffffff00000000 + 0x100000000 refused");
+}
+
 TEST(cells_that_are_not_supported_are_refused_by_name) {
     static const uint32_t cells[][2] = {{3, 2}, {0, 2}, {2, 3}, {2, 0}};
     for (size_t i = 0; i < ARRAY_COUNT(cells); i++) {

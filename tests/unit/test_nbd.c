@@ -132,6 +132,35 @@ TEST(a_status_may_come_in_pieces) {
     with_server(0, status_in_pieces);
 }
 
+static void extended_writes(void) {
+    struct talker *talker = connect_talker(0, NBD_FLAG_C_FIXED_NEWSTYLE);
+    agree(talker, NBD_OPT_EXTENDED_HEADERS);
+    go(talker, "disk");
+    static const struct {
+        uint16_t command;
+        uint64_t length;
+    } bad[] = {{NBD_CMD_WRITE, 512}, /* does not say that a payload follows */
+               {NBD_CMD_READ, (uint64_t)NBD_REQUEST_BYTES_MAX + 512}};
+    for (unsigned i = 0; i < ARRAY_COUNT(bad); i++) {
+        uint64_t cookie = ask(talker, NBD_EXTENDED, bad[i].command, 0, 0, bad[i].length);
+        const uint8_t *head = hear(talker, 32);
+        assert_int_equal(get(head, 4), NBD_EXTENDED_REPLY_MAGIC);
+        assert_int_equal(get(head + 4, 2), NBD_REPLY_FLAG_DONE);
+        assert_int_equal(get(head + 8, 8), cookie);
+        const uint8_t *error = hear(talker, get(head + 24, 8));
+        assert_int_equal(get(error, 4), EINVAL_OF_NBD);
+    }
+    expect_silence(talker);
+    /* A payload that nobody would wait for to its end. */
+    (void)ask(talker, NBD_EXTENDED, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 0,
+              (uint64_t)NBD_REQUEST_BYTES_MAX + 1);
+    expect_reset(talker, "announces 33554433 bytes of payload");
+}
+
+TEST(lengths_that_no_extended_request_may_have_are_refused) {
+    with_server(0, extended_writes);
+}
+
 static void chunks_fail(void) {
     size_t bytes = 0;
     struct talker *talker = begin_structured(0, "disk");

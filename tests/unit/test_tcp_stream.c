@@ -177,6 +177,30 @@ static void no_memory_for_a_client(void) {
     client_expect(&client, 0, 10);
 }
 
+static void no_connection_for_a_client(void) {
+    struct tcp_pcb *pcbs[PCBS_MAX];
+    unsigned count = 0;
+    begin();
+    while (count < PCBS_MAX && (pcbs[count] = tcp_new()) != NULL) {
+        count++;
+    }
+    struct client nobody = {.port = 41000, .window = UINT16_MAX, .at = 1000};
+    client_say(&nobody, &(struct spoken){.flags = SYN});
+    assert_int_equal(world.heard_count, 0); /* it asks again by itself */
+    assert_int_equal(net_counters.connections_refused, 1);
+    while (count > 0) {
+        tcp_abort(pcbs[--count]);
+    }
+    client_connect(&nobody, 41000, NULL, 0);
+    assert_non_null(nobody.stream);
+    client_send(&client, world_text, 10);
+    client_expect(&client, 0, 10);
+}
+
+TEST(a_client_beyond_all_connections_is_served_when_there_is_one_again) {
+    world_run(&plain, no_connection_for_a_client);
+}
+
 TEST(a_client_that_there_is_no_memory_for_is_refused_alone) {
     world_run(&plain, no_memory_for_a_client);
 }

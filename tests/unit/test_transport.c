@@ -129,6 +129,18 @@ TEST(what_is_accepted_is_offered_and_wanted) {
     assert_false(virtio_has(&fake.transport, VIRTIO_F_EVENT_IDX));
 }
 
+TEST(a_device_that_nobody_drives_has_no_driver) {
+    assert_null(virtio_find_driver(VIRTIO_ID_NET)); /* the unit tests' table is empty */
+}
+
+TEST(an_iommu_that_could_be_used_is_said) {
+    struct fake fake = new_fake();
+    fake.offered |= VIRTIO_F_ACCESS_PLATFORM;
+    assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_A, names), 0);
+    assert_false(virtio_has(&fake.transport, VIRTIO_F_ACCESS_PLATFORM));
+    assert_logged("fake: could use an IOMMU");
+}
+
 TEST(every_feature_bit_is_logged_by_name_or_number) {
     struct fake fake = new_fake();
     assert_int_equal(virtio_negotiate(&fake.transport, FEATURE_B, names), 0);

@@ -249,6 +249,21 @@ TEST(topology_and_geometry_are_told) {
     assert_logged("accepted: GEOMETRY BLK_SIZE TOPOLOGY INDIRECT_DESC VERSION_1");
 }
 
+TEST(what_makes_no_sense_of_topology_and_alignment_is_left_out) {
+    fake_disk_set_up(F_TOPOLOGY | F_DISCARD | F_BLK_SIZE);
+    fake_config32(20, 4096);
+    device.config[24] = 64; /* physical blocks of 2^64 logical ones */
+    fake_config32(28, 128);
+    fake_config32(36, 64); /* discards of 64 sectors, */
+    fake_config32(40, 1);
+    fake_config32(44, 3); /* aligned to three */
+    assert_int_equal(fake_disk_probe(), 0);
+    assert_int_equal(disk->limits.physical_block_bytes, 4096);
+    assert_int_equal(disk->limits.optimal_io_bytes, 0);
+    assert_int_equal(disk->limits.discard_bytes_max, 32768);
+    assert_int_equal(disk->limits.discard_align_bytes, 0);
+}
+
 TEST(a_size_that_changes_is_the_size_from_then_on) {
     fake_disk_set_up(F_FLUSH);
     assert_int_equal(fake_disk_probe(), 0);

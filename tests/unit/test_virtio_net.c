@@ -179,6 +179,18 @@ TEST(a_card_without_an_address_is_not_used) {
     expect_no_card(-ENOTSUP);
 }
 
+TEST(a_card_that_cannot_be_reset_keeps_the_memory_it_was_given) {
+    fake_card_set_up(0);
+    card.offered &= ~CARD_MAC;
+    card.never_resets = true;
+    expect_no_card(-ENOTSUP);
+    assert_null(card.node.dma_buffer);
+    fake_card_set_up(0);
+    card.config_bytes = 0;
+    expect_no_card(-ERANGE);
+    assert_ptr_equal(card.node.dma_buffer, &card.dma);
+}
+
 TEST(a_card_whose_configuration_is_too_short_is_not_used) {
     fake_card_set_up(0);
     card.config_bytes = CARD_CONFIG_BYTES - 1;
