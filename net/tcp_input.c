@@ -124,6 +124,7 @@ static void acknowledge(struct tcp_stream *tcp, uint32_t ackno) {
     size_t bytes = 0;
     struct tcp_seg *segment;
     open_congestion_window(pcb, ackno - pcb->lastack);
+    pcb->dupacks = 0; /* and only here: bytes do not interrupt a row of them (RFC 5681, 3.2) */
     pcb->lastack = ackno;
     pcb->rto = (s16_t)((pcb->sa >> 3) + pcb->sv);
     while ((segment = pcb->unacked) != NULL &&
@@ -211,7 +212,6 @@ __attribute__((noinline)) bool tcp_input_continue(struct pbuf *packet, const str
     pcb->tmr = tcp_ticks;
     pcb->keep_cnt_sent = 0;
     pcb->persist_probe = 0;
-    pcb->dupacks = 0;
     if (has_news) {
         acknowledge(tcp, ackno);
     }

@@ -432,6 +432,29 @@ TEST(of_several_segments_the_end_of_the_round_tells) {
     world_run(&plain, one_round);
 }
 
+/* Three acknowledgements of the same say that a segment was lost (RFC 5681, 3.2), whatever else the
+ * client says between them. */
+static void loss_between_bytes(void) {
+    begin();
+    client_reply(&client, 0, 2000);
+    world_forget_heard();
+    for (unsigned i = 0; i < 3; i++) {
+        client_say(&client, &(struct spoken){0});
+        struct spoken spoken = {.data = world_text, .bytes = 10};
+        client_say(&client, &spoken);
+        client.at += 10;
+    }
+    bool is_said_again = false;
+    for (unsigned i = 0; i < world.heard_count; i++) {
+        is_said_again |= world.heard[i].seq == client.due && world.heard[i].bytes > 0;
+    }
+    assert_true(is_said_again);
+}
+
+TEST(bytes_between_duplicate_acknowledgements_do_not_hide_a_loss) {
+    world_run(&plain, loss_between_bytes);
+}
+
 /* The same conversation twice, by one client as it is and by one whose options keep it from the
  * short way: TCP must stand at the same place after every step. */
 struct standing {
