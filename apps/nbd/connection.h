@@ -73,6 +73,9 @@ struct nbd_request {
     struct stream_mark mark; /* behind it all */
 };
 
+/* Ios that a connection keeps for itself: without a buffer, and with a page. */
+enum { NBD_SPARE_KINDS = 2 };
+
 enum nbd_state { NBD_HANDSHAKE, NBD_TRANSMISSION, NBD_DRAINING, NBD_CLOSED };
 
 /* What only the handshake needs; freed when transmission begins. */
@@ -125,7 +128,7 @@ struct nbd_connection {
     struct nbd_request *reply_last;
     size_t buffer_bytes; /* of the payload pool, held by this connection, in whole pages */
     size_t ios_held;
-    struct nbd_io *spare; /* with a page each, for its next small reads */
+    struct nbd_io *spare[NBD_SPARE_KINDS]; /* for its next small requests */
     /* Reply headers lie side by side, so that neighbours leave as one piece. */
     uint8_t *reply_ring;
     size_t reply_ring_bytes;

@@ -106,11 +106,13 @@ void nbd_io_wait(struct nbd_connection *connection) {
 }
 
 static void give_spares_of(struct nbd_connection *connection) {
-    while (connection->spare != NULL) {
-        struct nbd_io *io = connection->spare;
-        connection->spare = io->next;
-        spare_count--;
-        nbd_io_put_back(connection, io);
+    for (unsigned kind = 0; kind < NBD_SPARE_KINDS; kind++) {
+        while (connection->spare[kind] != NULL) {
+            struct nbd_io *io = connection->spare[kind];
+            connection->spare[kind] = io->next;
+            spare_count--;
+            nbd_io_put_back(connection, io);
+        }
     }
 }
 
@@ -168,13 +170,16 @@ __attribute__((noinline)) static struct nbd_io *take_io(struct nbd_connection *c
 }
 
 struct nbd_io *nbd_io_take(struct nbd_connection *connection, size_t buffer_bytes) {
-    struct nbd_io *io = connection->spare;
-    if (io == NULL || buffer_bytes == 0 || buffer_bytes > PAGE_BYTES) {
+    struct nbd_io **spare = &connection->spare[buffer_bytes > 0];
+    struct nbd_io *io = *spare;
+    if (io == NULL || buffer_bytes > PAGE_BYTES) {
         return take_io(connection, buffer_bytes);
     }
-    connection->spare = io->next;
+    *spare = io->next;
     spare_count--;
-    poison_expect(io->buffer, PAGE_BYTES);
+    if (buffer_bytes > 0) {
+        poison_expect(io->buffer, PAGE_BYTES);
+    }
     io->next = NULL;
     io->buffer_bytes = buffer_bytes;
     return io;
@@ -207,19 +212,21 @@ __attribute__((noinline)) static void give_io(struct nbd_connection *connection,
     somebody_waits = false;
 }
 
-/* What a small read has used stays with its connection, for the next one, as long as nobody lacks
- * memory: it is still charged, and whoever finds none takes all of it back first. */
+/* What a small request has used stays with its connection, for the next one, as long as nobody
+ * lacks memory: it is still charged, and whoever finds none takes all of it back first. */
 void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
-    if (io->buffer == NULL || io->buffer_bytes > PAGE_BYTES || somebody_waits ||
-        connection->state != NBD_TRANSMISSION) {
+    if (io->buffer_bytes > PAGE_BYTES || somebody_waits || connection->state != NBD_TRANSMISSION) {
         give_io(connection, io);
         return;
     }
     ASSERT(io->state != IO_ON_DISK && io->loan.stream == NULL);
-    poison_fill(io->buffer, PAGE_BYTES);
+    if (io->buffer != NULL) {
+        poison_fill(io->buffer, PAGE_BYTES);
+    }
+    struct nbd_io **spare = &connection->spare[io->buffer != NULL];
     io->state = IO_IDLE;
-    io->next = connection->spare;
-    connection->spare = io;
+    io->next = *spare;
+    *spare = io;
     spare_count++;
 }
 
