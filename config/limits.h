@@ -12,6 +12,11 @@
 #define MEMORY_RANGES_MAX 32
 #define FDT_BYTES_MAX     (1024 * 1024)
 
+/* Runs of free memory that the heap is made of: image, device tree and firmware lie between them.
+ * The longest are taken; further ones, and those shorter than this, stay unused. */
+#define HEAP_RANGES_MAX      4
+#define HEAP_RANGE_BYTES_MIN (64 * 1024)
+
 /* Kernel command line and configuration files; a longer one is refused. */
 #define COMMAND_LINE_MAX 4096
 #define CONFIG_WORDS_MAX 64

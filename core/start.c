@@ -20,12 +20,40 @@
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
 
-enum { MAIN_STACK_BYTES = 32 * 1024 };
+enum {
+    MAIN_STACK_BYTES = 32 * 1024,
+    RUN_TEXT_MAX = sizeof ", 0x0123456789abcdef",
+};
 
 static struct memory_map memory;
 static const void *device_tree;
 
+/* Shortest first: what is small fills up the short ranges. */
+static int make_heap(const struct phys_range *runs, unsigned count) {
+    int error = count == 0 ? -ENOMEM : heap_init(pointer_of(runs[0].start), runs[0].length);
+    for (unsigned i = 1; i < count && !error; i++) {
+        error = heap_add(pointer_of(runs[i].start), runs[i].length);
+    }
+    return error;
+}
+
+static void say_memory(uint64_t memory_bytes, uint64_t image_bytes, const struct phys_range *runs,
+                       unsigned count) {
+    char text[HEAP_RANGES_MAX * RUN_TEXT_MAX] = "";
+    uint64_t bytes = 0;
+    size_t used = 0;
+    for (unsigned i = 0; i < count; i++) {
+        bytes += runs[i].length;
+        used += (size_t)snprintf(&text[used], sizeof text - used, "%s0x%llx", i == 0 ? "" : ", ",
+                                 (unsigned long long)runs[i].start.value);
+    }
+    log_info("memory: %llu KiB, image %llu KiB, heap %llu KiB at %s",
+             (unsigned long long)memory_bytes / 1024, (unsigned long long)image_bytes / 1024,
+             (unsigned long long)bytes / 1024, text);
+}
+
 static void bring_up_memory(const void *fdt) {
+    struct phys_range runs[HEAP_RANGES_MAX];
     int error = fdt_read_memory(fdt, &memory);
     uint64_t total = memory_map_bytes(&memory);
     struct phys_range image = {phys_of(image_start), (uint64_t)(image_end - image_start)};
@@ -37,21 +65,19 @@ static void bring_up_memory(const void *fdt) {
     if (!error) {
         error = memory_map_reserve(&memory, firmware);
     }
-    struct phys_range run = memory_map_largest(&memory);
+    unsigned count = memory_map_runs(&memory, HEAP_RANGE_BYTES_MIN, runs, HEAP_RANGES_MAX);
     if (!error) {
-        error = heap_init(pointer_of(run.start), run.length);
+        error = make_heap(runs, count);
     }
     if (error) {
         panic("no memory to run in (error %d): the longest free run has %llu bytes", error,
-              (unsigned long long)run.length);
+              (unsigned long long)(count > 0 ? runs[count - 1].length : 0));
     }
     struct phys_range tree = {phys_of(fdt), fdt_bytes(fdt)};
-    if (walls_build(run, tree) != 0) {
+    if (walls_build(runs, count, tree) != 0) {
         panic("no walls to run between; see the log above");
     }
-    log_info("memory: %llu KiB, image %llu KiB, heap %llu KiB at 0x%llx",
-             (unsigned long long)total / 1024, (unsigned long long)image.length / 1024,
-             (unsigned long long)run.length / 1024, (unsigned long long)run.start.value);
+    say_memory(total, image.length, runs, count);
 }
 
 static bool restarts_after_panic(void) {

@@ -234,7 +234,9 @@ static int take_memory(void) {
     struct heap_stats heap;
     heap_get_stats(&heap);
     size_t room = heap.bytes_total - heap.bytes_used;
-    size_t wanted_ios = room / IO_SHARE / sizeof(struct nbd_io);
+    size_t io_bytes =
+        room / IO_SHARE < heap.largest_free_run ? room / IO_SHARE : heap.largest_free_run;
+    size_t wanted_ios = io_bytes / sizeof(struct nbd_io);
     io_count = (unsigned)(wanted_ios > IOS_MAX   ? IOS_MAX
                           : wanted_ios < IOS_MIN ? IOS_MIN
                                                  : wanted_ios);
@@ -244,11 +246,10 @@ static int take_memory(void) {
     }
     free_io_count = io_count;
     free_io_least = io_count;
-    size_t bytes = room / PAYLOAD_SHARE;
-    bytes = bytes > PAYLOAD_BYTES_MAX ? PAYLOAD_BYTES_MAX : align_down(bytes, PAGE_BYTES);
     heap_get_stats(&heap);
-    bytes = bytes > heap.largest_free_run / 2 ? align_down(heap.largest_free_run / 2, PAGE_BYTES)
-                                              : bytes;
+    size_t bytes = (heap.bytes_total - heap.bytes_used) / PAYLOAD_SHARE;
+    bytes = bytes > heap.largest_free_run ? heap.largest_free_run : bytes;
+    bytes = bytes > PAYLOAD_BYTES_MAX ? PAYLOAD_BYTES_MAX : align_down(bytes, PAGE_BYTES);
     if (bytes < PAYLOAD_BYTES_MIN) {
         return log_error(-ENOMEM, "nbd: %zu bytes for payload are too few", bytes);
     }

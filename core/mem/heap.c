@@ -1,5 +1,8 @@
 /* Size classes over page runs. See heap.h.
  *
+ * Memory may be in several ranges, each with page runs of its own: what is asked for comes from the
+ * first range that has it, and goes back to where it lies.
+ *
  * A slab is one page: this header, then objects of one size. Which objects are in use is a bitmap
  * in the header, so a double release is found; free objects are chained through their first word.
  */
@@ -8,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "config/limits.h"
 #include "core/mem/free_list.h"
 #include "core/mem/poison.h"
 #include "core/panic.h"
@@ -44,19 +48,14 @@ static const uint16_t class_bytes[] = {
 
 enum { CLASS_COUNT = sizeof class_bytes / sizeof class_bytes[0] };
 
-static struct free_list runs;
+static struct free_list ranges[HEAP_RANGES_MAX];
+static unsigned range_count; /* 0: the heap is not there yet */
+static size_t pages_used_peak;
+static uint64_t failures;
 static struct size_class classes[CLASS_COUNT];
 static uint8_t class_of_granules[CLASS_BYTES_MAX / GRANULE + 1];
-static bool is_ready;
 
-int heap_init(void *start, size_t bytes) {
-    if (is_ready) {
-        return -EBUSY;
-    }
-    int error = free_list_init(&runs, start, bytes);
-    if (error) {
-        return error;
-    }
+static void make_classes(void) {
     unsigned granules = 0;
     for (unsigned i = 0; i < CLASS_COUNT; i++) {
         struct size_class *class = &classes[i];
@@ -71,8 +70,61 @@ int heap_init(void *start, size_t bytes) {
             class_of_granules[granules++] = (uint8_t)i;
         }
     }
-    is_ready = true;
+}
+
+int heap_init(void *start, size_t bytes) {
+    if (range_count != 0) {
+        return -EBUSY;
+    }
+    int error = free_list_init(&ranges[0], start, bytes);
+    if (error) {
+        return error;
+    }
+    make_classes();
+    range_count = 1;
+    pages_used_peak = 0;
+    failures = 0;
     return 0;
+}
+
+int heap_add(void *start, size_t bytes) {
+    ASSERT(range_count != 0);
+    if (range_count == HEAP_RANGES_MAX) {
+        return -ENOSPC;
+    }
+    int error = free_list_init(&ranges[range_count], start, bytes);
+    range_count += error == 0;
+    return error;
+}
+
+/* The range that `pointer` lies in; any when it lies in none, and that one will say so. */
+static struct free_list *range_of(const void *pointer) {
+    unsigned i = 0;
+    while (i + 1 < range_count && !free_list_covers(&ranges[i], pointer)) {
+        i++;
+    }
+    return &ranges[i];
+}
+
+static size_t pages_used(void) {
+    size_t pages = 0;
+    for (unsigned i = 0; i < range_count; i++) {
+        pages += ranges[i].pages_used;
+    }
+    return pages;
+}
+
+static void *pages_take(size_t pages, size_t align_pages) {
+    for (unsigned i = 0; i < range_count; i++) {
+        void *run = free_list_take(&ranges[i], pages, align_pages);
+        if (run != NULL) {
+            size_t used = pages_used();
+            pages_used_peak = used > pages_used_peak ? used : pages_used_peak;
+            return run;
+        }
+    }
+    failures++;
+    return NULL;
 }
 
 static void slab_list_insert(struct size_class *class, struct slab *slab) {
@@ -96,7 +148,7 @@ static void slab_list_remove(struct size_class *class, struct slab *slab) {
 }
 
 static struct slab *slab_create(struct size_class *class) {
-    struct slab *slab = free_list_take(&runs, 1, 1);
+    struct slab *slab = pages_take(1, 1);
     if (slab == NULL) {
         return NULL;
     }
@@ -145,7 +197,7 @@ static void *class_take(struct size_class *class) {
 /* The slab that `pointer` lies in, or NULL when it is not an object of one. */
 static struct slab *slab_of(const void *pointer) {
     struct slab *slab = (struct slab *)align_down((uintptr_t)pointer, PAGE_BYTES);
-    bool is_slab = (void *)slab != pointer && free_list_run_pages(&runs, slab) == 1 &&
+    bool is_slab = (void *)slab != pointer && free_list_run_pages(range_of(slab), slab) == 1 &&
                    slab->magic == SLAB_MAGIC && slab->class_index < CLASS_COUNT;
     return is_slab ? slab : NULL;
 }
@@ -178,27 +230,27 @@ static void class_give(struct slab *slab, void *object) {
         } else {
             slab->magic = 0;
             class->slabs--;
-            free_list_give(&runs, slab);
+            free_list_give(range_of(slab), slab);
         }
     }
 }
 
 void *heap_alloc(size_t bytes) {
-    ASSERT(is_ready);
+    ASSERT(range_count != 0);
     if (bytes <= CLASS_BYTES_MAX) {
         return class_take(&classes[class_of_granules[(bytes + GRANULE - 1) / GRANULE]]);
     }
     if (bytes > SIZE_MAX - PAGE_BYTES) {
-        runs.failures++;
+        failures++;
         return NULL;
     }
-    return free_list_take(&runs, align_up(bytes, PAGE_BYTES) / PAGE_BYTES, 1);
+    return pages_take(align_up(bytes, PAGE_BYTES) / PAGE_BYTES, 1);
 }
 
 void *heap_alloc_zeroed(size_t count, size_t bytes) {
     uint64_t total;
     if (!multiply_fits(count, bytes, &total)) {
-        runs.failures++;
+        failures++;
         return NULL;
     }
     void *pointer = heap_alloc(total);
@@ -209,9 +261,9 @@ void *heap_alloc_zeroed(size_t count, size_t bytes) {
 }
 
 void *heap_alloc_aligned(size_t align, size_t bytes) {
-    ASSERT(is_ready);
+    ASSERT(range_count != 0);
     if (!is_power_of_two(align) || bytes > SIZE_MAX - PAGE_BYTES) {
-        runs.failures++;
+        failures++;
         return NULL;
     }
     if (align <= GRANULE) {
@@ -226,7 +278,7 @@ void *heap_alloc_aligned(size_t align, size_t bytes) {
         return heap_alloc(power);
     }
     size_t pages = align_up(bytes == 0 ? 1 : bytes, PAGE_BYTES) / PAGE_BYTES;
-    return free_list_take(&runs, pages, align > PAGE_BYTES ? align / PAGE_BYTES : 1);
+    return pages_take(pages, align > PAGE_BYTES ? align / PAGE_BYTES : 1);
 }
 
 void heap_free(void *pointer) {
@@ -237,7 +289,7 @@ void heap_free(void *pointer) {
     if (slab != NULL) {
         class_give(slab, pointer);
     } else {
-        free_list_give(&runs, pointer);
+        free_list_give(range_of(pointer), pointer);
     }
 }
 
@@ -246,7 +298,7 @@ static size_t usable_bytes(const void *pointer) {
     if (slab != NULL) {
         return classes[slab->class_index].bytes;
     }
-    return free_list_run_pages(&runs, pointer) * PAGE_BYTES;
+    return free_list_run_pages(range_of(pointer), pointer) * PAGE_BYTES;
 }
 
 void *heap_resize(void *pointer, size_t bytes) {
@@ -267,12 +319,16 @@ void *heap_resize(void *pointer, size_t bytes) {
 
 void heap_get_stats(struct heap_stats *stats) {
     *stats = (struct heap_stats){
-        .bytes_total = runs.page_count * PAGE_BYTES,
-        .bytes_used = runs.pages_used * PAGE_BYTES,
-        .bytes_used_peak = runs.pages_used_peak * PAGE_BYTES,
-        .largest_free_run = free_list_largest_run(&runs) * PAGE_BYTES,
-        .failures = runs.failures,
+        .bytes_used = pages_used() * PAGE_BYTES,
+        .bytes_used_peak = pages_used_peak * PAGE_BYTES,
+        .failures = failures,
     };
+    for (unsigned i = 0; i < range_count; i++) {
+        size_t largest = free_list_largest_run(&ranges[i]) * PAGE_BYTES;
+        stats->bytes_total += ranges[i].page_count * PAGE_BYTES;
+        stats->largest_free_run =
+            largest > stats->largest_free_run ? largest : stats->largest_free_run;
+    }
 }
 
 bool heap_get_class(unsigned index, size_t *object_bytes, size_t *objects, size_t *pages) {
@@ -302,13 +358,16 @@ void heap_check(void) {
             check_slab(class, class->spare);
         }
     }
-    free_list_check(&runs);
+    for (unsigned i = 0; i < range_count; i++) {
+        free_list_check(&ranges[i]);
+    }
 }
 
 bool heap_look(uintptr_t address, struct heap_place *place) {
     const void *page = (const void *)align_down(address, PAGE_BYTES);
+    const struct free_list *range = range_of(page);
     struct free_list_place run;
-    if (!is_ready || !free_list_covers(&runs, page) || !free_list_look(&runs, page, &run)) {
+    if (range_count == 0 || !free_list_covers(range, page) || !free_list_look(range, page, &run)) {
         return false;
     }
     *place = (struct heap_place){.offset = address - (uintptr_t)run.run,
@@ -332,6 +391,6 @@ bool heap_look(uintptr_t address, struct heap_place *place) {
 
 #ifdef PLATTER_HOST
 void heap_forget(void) {
-    is_ready = false;
+    range_count = 0;
 }
 #endif

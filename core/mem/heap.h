@@ -11,6 +11,11 @@
  * that is not page aligned or too small with -EINVAL. */
 int heap_init(void *start, size_t bytes);
 
+/* One range more. Memory is taken from the range that came first as long as it has what is wanted,
+ * so that the last one, the longest, stays in one piece for what wants much at once. -EINVAL as
+ * above, -ENOSPC when there are HEAP_RANGES_MAX. */
+int heap_add(void *start, size_t bytes);
+
 /* As C says of malloc, free, calloc, realloc and aligned_alloc; NULL on failure, which is counted.
  * Freeing a foreign pointer, or twice, panics. */
 void *heap_alloc(size_t bytes);

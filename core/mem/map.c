@@ -89,19 +89,39 @@ int memory_map_reserve(struct memory_map *map, struct phys_range range) {
     return 0;
 }
 
-struct phys_range memory_map_largest(const struct memory_map *map) {
-    struct phys_range best = {phys_addr(0), 0};
+/* Length 0 when there is no whole page. */
+static struct phys_range whole_pages(struct phys_range range) {
+    uint64_t start;
+    uint64_t end = align_down(phys_range_end(range), PAGE_BYTES);
+    if (!align_up_fits(range.start.value, PAGE_BYTES, &start) || end <= start) {
+        return range_between(0, 0);
+    }
+    return range_between(start, end);
+}
+
+unsigned memory_map_runs(const struct memory_map *map, uint64_t bytes_min, struct phys_range *runs,
+                         unsigned runs_max) {
+    unsigned count = 0;
     for (unsigned i = 0; i < map->count; i++) {
-        uint64_t start;
-        if (!align_up_fits(map->ranges[i].start.value, PAGE_BYTES, &start)) {
+        struct phys_range run = whole_pages(map->ranges[i]);
+        unsigned shorter = 0;
+        while (shorter < count && runs[shorter].length < run.length) {
+            shorter++;
+        }
+        if (run.length == 0 || run.length < bytes_min || (count == runs_max && shorter == 0)) {
             continue;
         }
-        uint64_t end = align_down(phys_range_end(map->ranges[i]), PAGE_BYTES);
-        if (end > start && end - start > best.length) {
-            best = range_between(start, end);
+        if (count == runs_max) {
+            /* The shortest makes room. */
+            shorter--;
+            memmove(&runs[0], &runs[1], shorter * sizeof runs[0]);
+        } else {
+            memmove(&runs[shorter + 1], &runs[shorter], (count - shorter) * sizeof runs[0]);
+            count++;
         }
+        runs[shorter] = run;
     }
-    return best;
+    return count;
 }
 
 uint64_t memory_map_bytes(const struct memory_map *map) {

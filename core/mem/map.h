@@ -19,8 +19,10 @@ int memory_map_add(struct memory_map *map, struct phys_range range);
  * taken out. */
 int memory_map_reserve(struct memory_map *map, struct phys_range range);
 
-/* The longest page-aligned run; length 0 when there is no whole page. */
-struct phys_range memory_map_largest(const struct memory_map *map);
+/* The `runs_max` longest runs of whole pages that have `bytes_min` at least (one page if that is
+ * less), shortest first. Returns how many. */
+unsigned memory_map_runs(const struct memory_map *map, uint64_t bytes_min, struct phys_range *runs,
+                         unsigned runs_max);
 
 uint64_t memory_map_bytes(const struct memory_map *map);
 

@@ -36,7 +36,8 @@ static int map_section(const char *start, const char *end, unsigned access) {
     return map_memory((uintptr_t)start, (uintptr_t)end, access);
 }
 
-static int map_everything(struct phys_range heap, struct phys_range device_tree) {
+static int map_everything(const struct phys_range *heap, unsigned count,
+                          struct phys_range device_tree) {
     int error = map_section(text_start, text_end, PAGE_READ | PAGE_EXECUTE);
     if (!error) {
         error = map_section(rodata_start, rodata_end, PAGE_READ);
@@ -44,8 +45,8 @@ static int map_everything(struct phys_range heap, struct phys_range device_tree)
     if (!error) {
         error = map_section(data_start, image_end, PAGE_READ | PAGE_WRITE);
     }
-    if (!error) {
-        error = map_memory(heap.start.value, phys_range_end(heap), PAGE_READ | PAGE_WRITE);
+    for (unsigned i = 0; i < count && !error; i++) {
+        error = map_memory(heap[i].start.value, phys_range_end(heap[i]), PAGE_READ | PAGE_WRITE);
     }
     if (!error) {
         error = map_memory(device_tree.start.value, phys_range_end(device_tree), PAGE_READ);
@@ -53,13 +54,15 @@ static int map_everything(struct phys_range heap, struct phys_range device_tree)
     return error;
 }
 
-int walls_build(struct phys_range heap, struct phys_range device_tree) {
+int walls_build(const struct phys_range *heap, unsigned count, struct phys_range device_tree) {
     ASSERT(!is_built);
-    uint64_t end = phys_range_end(heap) > phys_range_end(device_tree) ? phys_range_end(heap)
-                                                                      : phys_range_end(device_tree);
+    uint64_t end = phys_range_end(device_tree);
+    for (unsigned i = 0; i < count; i++) {
+        end = phys_range_end(heap[i]) > end ? phys_range_end(heap[i]) : end;
+    }
     int error = pages_init(&tables, arch_page_levels(end), &frames);
     if (!error) {
-        error = map_everything(heap, device_tree);
+        error = map_everything(heap, count, device_tree);
         if (!error) {
             error = arch_pages_use(phys_of(tables.root), tables.levels);
         }

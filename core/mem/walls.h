@@ -16,9 +16,9 @@
 
 #include "core/mem/addr.h"
 
-/* Maps the image, the heap's memory and the device tree one to one, and switches translation on.
- * The heap is ready. 0 or a negative errno, said in the log. Once. */
-int walls_build(struct phys_range heap, struct phys_range device_tree);
+/* Maps the image, the `count` ranges of the heap's memory and the device tree one to one, and
+ * switches translation on. The heap is ready. 0 or a negative errno, said in the log. Once. */
+int walls_build(const struct phys_range *heap, unsigned count, struct phys_range device_tree);
 
 /* Registers of a device (a range that phys_range_is_valid) become reachable; again for the same
  * ones is harmless. -EEXIST or -EBUSY when they lie on memory, -ENOMEM, -EFAULT when no address

@@ -30,6 +30,9 @@
 
 /* Where no sanitizer keeps anything, and four levels of page tables reach. */
 #define MEMORY_AT UINT64_C(0x200000000000)
+/* Where a board has its image: reserved, so that the heap is in two pieces, and out of reach. */
+#define HELD_AT    (MEMORY_AT + UINT64_C(0x200000))
+#define HELD_BYTES UINT64_C(0xa0000)
 
 enum {
     DEVICES_MAX = 4,
@@ -64,7 +67,8 @@ bool machine_is_memory(const void *data, size_t bytes) {
     uintptr_t image = (uintptr_t)__executable_start;
     size_t image_bytes = (size_t)((uintptr_t)_end - image);
     bool is_ram = at >= MEMORY_AT && at - MEMORY_AT <= plan.memory_bytes &&
-                  bytes <= plan.memory_bytes - (at - MEMORY_AT);
+                  bytes <= plan.memory_bytes - (at - MEMORY_AT) &&
+                  (at + bytes <= HELD_AT || at >= HELD_AT + HELD_BYTES);
     bool is_image = at >= image && at - image <= image_bytes && bytes <= image_bytes - (at - image);
     return is_ram || is_image; /* constants are sent from where they lie */
 }
@@ -392,7 +396,9 @@ static void end_node(void) {
 }
 
 static void make_tree(void) {
-    SIM_CHECK(fdt_create(tree, sizeof tree) == 0 && fdt_finish_reservemap(tree) == 0);
+    SIM_CHECK(fdt_create(tree, sizeof tree) == 0 &&
+              fdt_add_reservemap_entry(tree, HELD_AT, HELD_BYTES) == 0 &&
+              fdt_finish_reservemap(tree) == 0);
     put_node("", "sim");
     PUT_CELLS("#address-cells", 2);
     PUT_CELLS("#size-cells", 2);
@@ -449,6 +455,7 @@ void machine_run(void) {
     void *memory = mmap((void *)MEMORY_AT, plan.memory_bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
     SIM_CHECK(memory == (void *)MEMORY_AT);
+    SIM_CHECK(mprotect((void *)HELD_AT, HELD_BYTES, PROT_NONE) == 0);
     make_tree();
     heap_checks = plan.has_checks;
     host_set_idle(idle, NULL);

@@ -1,8 +1,10 @@
 /* The heap: core/mem/heap.c. */
 #include "core/mem/heap.h"
 
+#include <errno.h>
 #include <string.h>
 
+#include "config/limits.h"
 #include "tests/unit/unit.h"
 
 static struct heap_stats stats(void) {
@@ -240,6 +242,98 @@ TEST(small_objects_run_out_too) {
     assert_int_equal(objects_in_use(), 0);
 }
 
+/* A heap of two short ranges and a long one, of 3, 7 and 31 pages besides their words. */
+static char short_range[4 * 4096] __attribute__((aligned(4096)));
+static char middle_range[8 * 4096] __attribute__((aligned(4096)));
+static char long_range[32 * 4096] __attribute__((aligned(4096)));
+enum { SHORT_PAGES = 3, MIDDLE_PAGES = 7, LONG_PAGES = 31 };
+
+static void make_ranges(void) {
+    heap_forget();
+    assert_int_equal(heap_init(short_range, sizeof short_range), 0);
+    assert_int_equal(heap_add(middle_range, sizeof middle_range), 0);
+    assert_int_equal(heap_add(long_range, sizeof long_range), 0);
+}
+
+static bool is_in(const void *pointer, const char *range, size_t bytes) {
+    return (uintptr_t)pointer - (uintptr_t)range < bytes;
+}
+
+TEST(a_heap_of_several_ranges_is_as_large_as_all_and_takes_from_the_first_that_has_it) {
+    make_ranges();
+    assert_int_equal(stats().bytes_total, (SHORT_PAGES + MIDDLE_PAGES + LONG_PAGES) * PAGE_BYTES);
+    assert_int_equal(stats().largest_free_run, LONG_PAGES * PAGE_BYTES);
+    void *first = heap_alloc(2 * PAGE_BYTES);
+    void *second = heap_alloc(2 * PAGE_BYTES);
+    void *third = heap_alloc(LONG_PAGES * PAGE_BYTES);
+    void *fourth = heap_alloc(PAGE_BYTES);
+    assert_true(is_in(first, short_range, sizeof short_range));
+    assert_true(is_in(second, middle_range, sizeof middle_range));
+    assert_true(is_in(third, long_range, sizeof long_range));
+    assert_true(is_in(fourth, short_range, sizeof short_range));
+    assert_int_equal(stats().bytes_used, (5 + LONG_PAGES) * PAGE_BYTES);
+    assert_int_equal(stats().largest_free_run, (MIDDLE_PAGES - 2) * PAGE_BYTES);
+    assert_int_equal(stats().failures, 0);
+    assert_null(heap_alloc((MIDDLE_PAGES - 1) * PAGE_BYTES));
+    assert_int_equal(stats().failures, 1);
+    heap_free(second);
+    heap_free(third);
+    heap_free(first);
+    heap_free(fourth);
+    assert_int_equal(stats().bytes_used, 0);
+    assert_int_equal(stats().bytes_used_peak, (5 + LONG_PAGES) * PAGE_BYTES);
+    assert_int_equal(stats().largest_free_run, LONG_PAGES * PAGE_BYTES);
+}
+
+TEST(small_objects_of_every_range_are_found_again) {
+    enum { COUNT = (SHORT_PAGES + MIDDLE_PAGES + LONG_PAGES) * 3 };
+    static unsigned char *objects[COUNT];
+    make_ranges();
+    for (unsigned i = 0; i < COUNT; i++) { /* three make a page */
+        objects[i] = heap_alloc(1300);
+        assert_non_null(objects[i]);
+        memset(objects[i], (int)i, 1300);
+    }
+    assert_null(heap_alloc(1300));
+    for (unsigned i = 0; i < COUNT; i++) {
+        struct heap_place place;
+        assert_true(heap_look((uintptr_t)objects[i] + 17, &place));
+        assert_true(place.is_used && place.offset == 17 && place.bytes == 1312);
+        assert_int_equal(objects[i][1299], (unsigned char)i);
+        heap_free(objects[i]);
+        assert_panics("released twice", heap_free(objects[i]));
+    }
+    assert_int_equal(objects_in_use(), 0);
+    assert_int_equal(stats().bytes_used, PAGE_BYTES); /* the spare slab */
+}
+
+TEST(what_lies_between_the_ranges_is_foreign) {
+    struct heap_place place;
+    make_ranges();
+    char *kept = heap_alloc(PAGE_BYTES);
+    assert_panics("foreign", heap_free(short_range)); /* its words */
+    assert_panics("foreign", heap_free(middle_range + PAGE_BYTES));
+    assert_panics("foreign", heap_free(long_range + sizeof long_range));
+    assert_false(heap_look((uintptr_t)long_range + sizeof long_range, &place));
+    assert_false(heap_look((uintptr_t)middle_range, &place));
+    heap_free(kept);
+}
+
+TEST(a_range_too_many_or_of_no_use_is_refused_and_the_heap_stays_as_it_was) {
+    static char others[HEAP_RANGES_MAX][8192] __attribute__((aligned(4096)));
+    make_ranges();
+    size_t bytes = stats().bytes_total;
+    assert_int_equal(heap_add(others[0] + 8, 4096), -EINVAL);
+    assert_int_equal(heap_add(others[0], 4096), -EINVAL);
+    assert_int_equal(stats().bytes_total, bytes);
+    for (unsigned i = 3; i < HEAP_RANGES_MAX; i++) {
+        assert_int_equal(heap_add(others[i], sizeof others[i]), 0);
+        bytes += PAGE_BYTES;
+    }
+    assert_int_equal(heap_add(others[0], sizeof others[0]), -ENOSPC);
+    assert_int_equal(stats().bytes_total, bytes);
+}
+
 struct object {
     unsigned char *start;
     size_t bytes;
@@ -254,10 +348,10 @@ static void check_and_free(struct object *object) {
     object->start = NULL;
 }
 
-TEST(a_long_random_load_keeps_every_byte_and_loses_none) {
+static void work_at_random(unsigned steps) {
     static struct object objects[500];
     memset(objects, 0, sizeof objects);
-    for (int step = 0; step < 200000; step++) {
+    for (unsigned step = 0; step < steps; step++) {
         struct object *object = &objects[unit_random_below(ARRAY_COUNT(objects))];
         if (object->start != NULL) {
             check_and_free(object);
@@ -279,4 +373,14 @@ TEST(a_long_random_load_keeps_every_byte_and_loses_none) {
     }
     assert_int_equal(objects_in_use(), 0);
     assert_true(stats().bytes_used <= 20 * PAGE_BYTES); /* a spare slab of each class */
+}
+
+TEST(a_long_random_load_keeps_every_byte_and_loses_none) {
+    work_at_random(200000);
+}
+
+TEST(so_does_one_in_a_heap_of_several_ranges_that_are_too_small_for_it) {
+    make_ranges();
+    work_at_random(50000);
+    assert_true(stats().failures > 0);
 }

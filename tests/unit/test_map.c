@@ -95,18 +95,49 @@ TEST(a_reservation_outside_of_all_memory_takes_nothing) {
     expect_range(&map, 0, 0x1000, 0x1000);
 }
 
-TEST(the_largest_run_is_whole_pages) {
+TEST(a_run_is_whole_pages) {
     struct memory_map map = {0};
-    assert_int_equal(memory_map_largest(&map).length, 0);
+    struct phys_range runs[2];
+    assert_int_equal(memory_map_runs(&map, 0, runs, 2), 0);
     assert_int_equal(memory_map_add(&map, range(0x1001, 0xffe)), 0);
-    assert_int_equal(memory_map_largest(&map).length, 0);
-    assert_int_equal(memory_map_add(&map, range(0x10001, 0x3000)), 0);
-    struct phys_range largest = memory_map_largest(&map);
-    assert_int_equal(largest.start.value, 0x11000);
-    assert_int_equal(largest.length, 0x2000);
     /* Behind the last page there is none. */
     assert_int_equal(memory_map_add(&map, range(UINT64_MAX - 0xffe, 0xffe)), 0);
-    assert_int_equal(memory_map_largest(&map).start.value, 0x11000);
+    assert_int_equal(memory_map_runs(&map, 0, runs, 2), 0);
+    assert_int_equal(memory_map_add(&map, range(0x10001, 0x3000)), 0);
+    assert_int_equal(memory_map_runs(&map, 0, runs, 2), 1);
+    assert_int_equal(runs[0].start.value, 0x11000);
+    assert_int_equal(runs[0].length, 0x2000);
+}
+
+TEST(runs_come_shortest_first_and_short_ones_not_at_all) {
+    struct memory_map map = {0};
+    struct phys_range runs[8];
+    static const uint64_t pages[] = {5, 1, 9, 3, 7};
+    for (unsigned i = 0; i < ARRAY_COUNT(pages); i++) {
+        assert_int_equal(memory_map_add(&map, range(0x10000 * (i + 1), pages[i] * 0x1000)), 0);
+    }
+    assert_int_equal(memory_map_runs(&map, 0x3000, runs, 8), 4);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(runs[i].length, (3 + 2 * i) * 0x1000);
+    }
+    assert_int_equal(runs[0].start.value, 0x40000);
+    assert_int_equal(runs[3].start.value, 0x30000);
+    assert_int_equal(memory_map_runs(&map, 0x3001, runs, 8), 3);
+}
+
+TEST(when_there_are_too_many_runs_the_longest_are_kept) {
+    for (unsigned runs_max = 1; runs_max <= 6; runs_max++) {
+        struct memory_map map = {0};
+        struct phys_range runs[6];
+        for (unsigned i = 0; i < 6; i++) {
+            uint64_t pages = (i * 5 + runs_max) % 6 + 1; /* each of 1 to 6 once */
+            assert_int_equal(memory_map_add(&map, range(0x10000 * (i + 1), pages * 0x1000)), 0);
+        }
+        assert_int_equal(memory_map_runs(&map, 0, runs, runs_max), runs_max);
+        for (unsigned i = 0; i < runs_max; i++) {
+            assert_int_equal(runs[i].length, (7 - runs_max + i) * 0x1000);
+        }
+    }
 }
 
 TEST(random_adds_and_reservations_agree_with_a_bitmap) {
