@@ -124,8 +124,10 @@
 /* NBD. Clients beyond the limit are refused by closing; the limit frees itself. */
 #define NBD_CONNECTIONS_MAX 64
 /* Requests of one connection between header read and reply acknowledged; beyond it the
- * connection's bytes stay unread and TCP's window pushes back. */
-#define NBD_REQUESTS_PER_CONNECTION 128
+ * connection's bytes stay unread and TCP's window pushes back. Fewer where memory is short, so that
+ * all clients find room; a client for which there is none is closed. */
+#define NBD_REQUESTS_PER_CONNECTION     128
+#define NBD_REQUESTS_PER_CONNECTION_MIN 16
 /* Longest READ or WRITE, as announced in NBD_INFO_BLOCK_SIZE. */
 #define NBD_REQUEST_BYTES_MAX (32u * 1024 * 1024)
 /* One contiguous read buffer, and how many of them one large READ streams through. */

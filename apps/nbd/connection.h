@@ -91,7 +91,8 @@ struct nbd_handshake {
     bool mark_is_placed;
     size_t out_used; /* replies not yet acknowledged */
     size_t out_sent; /* of them, taken by the stream */
-    uint8_t out[16384];
+    size_t out_bytes;
+    uint8_t out[];
 };
 
 struct nbd_connection {
@@ -157,6 +158,10 @@ void nbd_begin_draining(struct nbd_connection *connection);
 void nbd_abort(struct nbd_connection *connection, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* How many requests a connection may have in flight: NBD_REQUESTS_PER_CONNECTION, or fewer where
+ * memory is short. */
+unsigned nbd_requests_max(void);
+
 bool nbd_is_shutting_down(void);
 bool nbd_may_list(void);
 
@@ -174,6 +179,8 @@ void nbd_io_wait(struct nbd_connection *connection);
 /* --- handshake.c -------------------------------------------------------------------------------
  */
 
+/* What a handshake takes of the heap. */
+size_t nbd_handshake_bytes(void);
 /* Sends the greeting. -ENOMEM. */
 int nbd_handshake_begin(struct nbd_connection *connection);
 /* Goes on as far as what has arrived allows. */
@@ -186,6 +193,8 @@ void nbd_handshake_end(struct nbd_connection *connection);
 /* --- transmission.c ----------------------------------------------------------------------------
  */
 
+/* How many requests in flight a connection can have in so many bytes of the heap. */
+unsigned nbd_transmission_requests_in(size_t bytes);
 /* Allocates what transmission needs. -ENOMEM. */
 int nbd_transmission_begin(struct nbd_connection *connection);
 /* Takes requests and sends replies, bounded; true when there is more to do at once. */
@@ -241,8 +250,12 @@ void nbd_effect_done(struct nbd_io *io);
 /* --- reply.c -----------------------------------------------------------------------------------
  */
 
-/* What the replies of a connection in its mode need. -ENOMEM. */
-int nbd_replies_begin(struct nbd_connection *connection);
+/* What the replies of a connection need of memory for so many requests; of one in any mode, for
+ * each. */
+size_t nbd_replies_bytes(const struct nbd_connection *connection, unsigned requests);
+size_t nbd_reply_bytes_max(void);
+/* The memory for them; it stays the caller's. */
+void nbd_replies_begin(struct nbd_connection *connection, uint8_t *memory, size_t bytes);
 
 /* A request can be answered: its turn comes when those queued before it are sent. */
 void nbd_reply_queue(struct nbd_request *request);

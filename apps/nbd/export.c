@@ -90,6 +90,10 @@ int nbd_export_set_alias(const char *name, const char *alias) {
     return 0;
 }
 
+unsigned nbd_export_count(void) {
+    return export_count;
+}
+
 const struct nbd_export *nbd_export_at(unsigned index) {
     for (unsigned i = 0; i < export_count; i++) {
         const struct nbd_export *export = visible(&exports[i]);

@@ -40,6 +40,8 @@ int nbd_export_set_default(const char *name);
 
 /* Those whose disks are in service, in order; NULL past the last. */
 const struct nbd_export *nbd_export_at(unsigned index);
+/* All, in service or not. */
+unsigned nbd_export_count(void);
 
 /* Transmission flags, true of the disk, for a client that may perhaps only read. */
 uint16_t nbd_export_flags(const struct nbd_export *export, bool is_read_only);

@@ -11,24 +11,39 @@
 
 static const char context_allocation[] = "base:allocation";
 
-/* The longest answer to one option: a list of all exports. */
 enum {
-    LIST_ENTRY_BYTES_MAX = NBD_OPTION_REPLY_BYTES + 4 + NBD_EXPORT_NAME_MAX +
-                           sizeof((struct nbd_export *)0)->description,
-    ANSWER_BYTES_MAX = NBD_EXPORTS_MAX * LIST_ENTRY_BYTES_MAX + NBD_OPTION_REPLY_BYTES,
+    DESCRIPTION_BYTES = sizeof((struct nbd_export *)0)->description,
+    LIST_ENTRY_BYTES_MAX = NBD_OPTION_REPLY_BYTES + 4 + NBD_EXPORT_NAME_MAX + DESCRIPTION_BYTES,
     EXPORT_INFO_BYTES = 12,
     BLOCK_SIZE_INFO_BYTES = 14,
     EXPORT_NAME_REPLY_BYTES = 10,
+    /* Of everything but a list: INFO's four pieces and its end, EXPORT_NAME's zeroes, an error with
+     * its words. */
+    ANSWER_BYTES_MIN = 1024,
 };
 
-_Static_assert(ANSWER_BYTES_MAX < sizeof((struct nbd_handshake *)0)->out,
+_Static_assert(5 * NBD_OPTION_REPLY_BYTES + EXPORT_INFO_BYTES + BLOCK_SIZE_INFO_BYTES + 2 +
+                           NBD_EXPORT_NAME_MAX + 2 + DESCRIPTION_BYTES <=
+                       ANSWER_BYTES_MIN &&
+                   EXPORT_NAME_REPLY_BYTES + NBD_EXPORT_ZEROES_BYTES <= ANSWER_BYTES_MIN,
                "every answer must fit into an empty buffer");
+
+/* The longest answer to one option: a list of all exports. */
+static size_t answer_bytes_max(void) {
+    size_t list = nbd_export_count() * LIST_ENTRY_BYTES_MAX + NBD_OPTION_REPLY_BYTES;
+    return list > ANSWER_BYTES_MIN ? list : ANSWER_BYTES_MIN;
+}
+
+/* In whole pages, as the heap gives them: what an answer leaves is room for the next. */
+size_t nbd_handshake_bytes(void) {
+    return align_up(sizeof(struct nbd_handshake) + answer_bytes_max(), PAGE_BYTES);
+}
 
 /* --- Output ------------------------------------------------------------------------------------
  */
 
 static uint8_t *out_reserve(struct nbd_handshake *handshake, size_t bytes) {
-    ASSERT(bytes <= sizeof handshake->out - handshake->out_used);
+    ASSERT(bytes <= handshake->out_bytes - handshake->out_used);
     uint8_t *at = &handshake->out[handshake->out_used];
     handshake->out_used += bytes;
     return at;
@@ -74,7 +89,7 @@ static void out_send(struct nbd_connection *connection) {
 }
 
 static bool has_room_for_answer(const struct nbd_handshake *handshake) {
-    return sizeof handshake->out - handshake->out_used >= ANSWER_BYTES_MAX;
+    return handshake->out_bytes - handshake->out_used >= answer_bytes_max();
 }
 
 /* --- Options -----------------------------------------------------------------------------------
@@ -468,10 +483,12 @@ bool nbd_handshake_flush(struct nbd_connection *connection) {
 }
 
 int nbd_handshake_begin(struct nbd_connection *connection) {
-    struct nbd_handshake *handshake = calloc(1, sizeof *handshake);
+    size_t bytes = nbd_handshake_bytes();
+    struct nbd_handshake *handshake = calloc(1, bytes);
     if (handshake == NULL) {
         return -ENOMEM;
     }
+    handshake->out_bytes = bytes - sizeof *handshake;
     connection->handshake = handshake;
     handshake->connection = connection;
     uint8_t *greeting = out_reserve(handshake, NBD_GREETING_BYTES);

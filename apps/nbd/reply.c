@@ -26,13 +26,19 @@ enum {
 
 _Static_assert(HEAD_BYTES_MAX <= UINT8_MAX && LAST_BYTES_MAX <= UINT8_MAX, "kept in bytes");
 
-int nbd_replies_begin(struct nbd_connection *connection) {
-    size_t each = connection->mode == NBD_SIMPLE ? (size_t)NBD_SIMPLE_REPLY_BYTES
-                                                 : (size_t)HEAD_BYTES_MAX + LAST_BYTES_MAX;
+size_t nbd_reply_bytes_max(void) {
+    return HEAD_BYTES_MAX + LAST_BYTES_MAX;
+}
+
+size_t nbd_replies_bytes(const struct nbd_connection *connection, unsigned requests) {
+    size_t each = connection->mode == NBD_SIMPLE ? NBD_SIMPLE_REPLY_BYTES : nbd_reply_bytes_max();
     /* And one more, for what is left over where the ring ends. */
-    connection->reply_ring_bytes = (NBD_REQUESTS_PER_CONNECTION + 1) * each;
-    connection->reply_ring = malloc(connection->reply_ring_bytes);
-    return connection->reply_ring != NULL ? 0 : -ENOMEM;
+    return (requests + 1) * each;
+}
+
+void nbd_replies_begin(struct nbd_connection *connection, uint8_t *memory, size_t bytes) {
+    connection->reply_ring = memory;
+    connection->reply_ring_bytes = bytes;
 }
 
 void nbd_reply_queue(struct nbd_request *request) {

@@ -32,10 +32,15 @@ enum {
     ALLOCATION_SHARE = 64,
     IOS_MIN = 2 * NBD_CONNECTIONS_MAX,
     IOS_MAX = 8192,
+    /* Of what is left then, all clients that there may be get their parts; the rest is for headers
+     * of segments, and for what does not fit into the ends of runs. */
+    CLIENTS_EIGHTHS = 7,
+    CLIENT_OBJECTS_BYTES = 1024, /* the connection, its stream, and what slabs round up */
 };
 
 static struct share payload_share; /* bytes */
 static struct share io_share;
+static unsigned requests_max; /* of one connection */
 static struct nbd_io *ios;
 static unsigned io_count;
 static struct nbd_io *free_ios;
@@ -56,6 +61,10 @@ static uint64_t refused_total;
 static bool is_shutting_down;
 static uint64_t shutdown_deadline_ns;
 static uint64_t served_total;
+
+unsigned nbd_requests_max(void) {
+    return requests_max;
+}
 
 bool nbd_is_shutting_down(void) {
     return is_shutting_down;
@@ -230,6 +239,20 @@ void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io) {
     spare_count++;
 }
 
+/* As many for each client as there is memory for when all that there may be are there. */
+static void size_clients(void) {
+    struct heap_stats heap;
+    heap_get_stats(&heap);
+    size_t left = (heap.bytes_total - heap.bytes_used) / 8 * CLIENTS_EIGHTHS;
+    size_t each = left / NBD_CONNECTIONS_MAX;
+    size_t before = CLIENT_OBJECTS_BYTES + nbd_handshake_bytes();
+    unsigned count =
+        nbd_transmission_requests_in(each > before ? align_down(each - before, PAGE_BYTES) : 0);
+    requests_max = count > NBD_REQUESTS_PER_CONNECTION       ? NBD_REQUESTS_PER_CONNECTION
+                   : count < NBD_REQUESTS_PER_CONNECTION_MIN ? NBD_REQUESTS_PER_CONNECTION_MIN
+                                                             : count;
+}
+
 static int take_memory(void) {
     struct heap_stats heap;
     heap_get_stats(&heap);
@@ -259,6 +282,7 @@ static int take_memory(void) {
     }
     share_init(&payload_share, nbd_payload_total(), PAGE_BYTES, NBD_CONNECTIONS_MAX);
     share_init(&io_share, io_count, 1, NBD_CONNECTIONS_MAX);
+    size_clients();
     return 0;
 }
 
@@ -626,10 +650,11 @@ static void dump_bounds(void) {
 void nbd_server_dump(void) {
     log_text("nbd: %u connections (peak %u, total %llu, refused %llu), ios %u of %u free (spare "
              "%u, least %u), payload %zu of "
-             "%zu KiB free, waits %llu",
+             "%zu KiB free, waits %llu, at most %u requests each",
              connection_count, connection_peak, (unsigned long long)served_total,
              (unsigned long long)refused_total, free_io_count, io_count, spare_count, free_io_least,
-             nbd_payload_free() / 1024, nbd_payload_total() / 1024, (unsigned long long)waits);
+             nbd_payload_free() / 1024, nbd_payload_total() / 1024, (unsigned long long)waits,
+             requests_max);
     dump_bounds();
     for (const struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {

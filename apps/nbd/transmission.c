@@ -27,22 +27,29 @@ enum {
 /* --- Requests ----------------------------------------------------------------------------------
  */
 
+unsigned nbd_transmission_requests_in(size_t bytes) {
+    size_t each = nbd_reply_bytes_max();
+    return bytes > each ? (unsigned)((bytes - each) / (sizeof(struct nbd_request) + each)) : 0;
+}
+
+/* In one piece: requests, and behind them the ring of their replies' headers. */
 int nbd_transmission_begin(struct nbd_connection *connection) {
-    connection->requests = calloc(NBD_REQUESTS_PER_CONNECTION, sizeof *connection->requests);
-    if (connection->requests == NULL || nbd_replies_begin(connection) != 0) {
+    unsigned count = nbd_requests_max();
+    size_t reply_bytes = nbd_replies_bytes(connection, count);
+    connection->requests = calloc(1, count * sizeof *connection->requests + reply_bytes);
+    if (connection->requests == NULL) {
         return -ENOMEM;
     }
-    for (unsigned i = 0; i < NBD_REQUESTS_PER_CONNECTION; i++) {
-        connection->requests[i].next =
-            i + 1 < NBD_REQUESTS_PER_CONNECTION ? &connection->requests[i + 1] : NULL;
+    nbd_replies_begin(connection, (uint8_t *)&connection->requests[count], reply_bytes);
+    for (unsigned i = 0; i < count; i++) {
+        connection->requests[i].next = i + 1 < count ? &connection->requests[i + 1] : NULL;
     }
     connection->free_requests = connection->requests;
     return 0;
 }
 
 void nbd_transmission_end(struct nbd_connection *connection) {
-    free(connection->requests);
-    free(connection->reply_ring);
+    free(connection->requests); /* and the ring behind them */
 }
 
 struct nbd_request *nbd_request_take(struct nbd_connection *connection,

@@ -20,6 +20,11 @@ CONNECTIONS = int(os.environ.get("CONNECTIONS", "1000"))
 ODD_ONE_IN = 10
 CONNECTIONS_A_SECOND_AT_LEAST = 20
 CLOSE_S = 15
+# What the README promises: as little as QEMU can start, and as many as there may be.
+LEAST_MEMORY_MIB = 5
+CLIENTS_MAX = 64
+WRITE_BYTES = 64 * 1024
+READS = 4
 
 pytestmark = pytest.mark.deadline(60 + CONNECTIONS // CONNECTIONS_A_SECOND_AT_LEAST)
 
@@ -117,3 +122,40 @@ def test_connections_leave_nothing_behind(launch: Callable[..., Appliance]) -> N
             else:
                 use_and_leave(wire)
     assert kept(appliance) == before
+
+
+def piece(client: int) -> bytes:
+    return random.Random(client).randbytes(WRITE_BYTES)
+
+
+def test_as_many_clients_as_there_may_be_read_and_write_in_the_least_memory(
+    launch: Callable[..., Appliance],
+) -> None:
+    """All at once: each writes a piece of its own, then asks for what the others have written."""
+    appliance = launch(CLIENTS_MAX * WRITE_BYTES, memory_mib=LEAST_MEMORY_MIB)
+    appliance.wait_until_idle()  # what looked for the greeting is gone then
+    wires = [Wire(appliance) for _ in range(CLIENTS_MAX)]
+    try:
+        for wire in wires:
+            wire.go()
+        for client, wire in enumerate(wires):
+            offset = client * WRITE_BYTES
+            wire.send(request_bytes(Command.WRITE, offset, WRITE_BYTES, piece(client)))
+        for wire in wires:
+            assert wire.reply().error == Error.NONE
+        for client, wire in enumerate(wires):
+            for other in range(client, client + READS):
+                offset = other % CLIENTS_MAX * WRITE_BYTES
+                wire.send(request_bytes(Command.READ, offset, WRITE_BYTES, cookie=other))
+        for wire in wires:
+            for _ in range(READS):
+                reply = wire.reply(WRITE_BYTES)
+                assert reply.error == Error.NONE
+                assert reply.data == piece(reply.cookie % CLIENTS_MAX), reply.cookie
+    finally:
+        for wire in wires:
+            wire.close()
+    appliance.wait_until_idle()
+    status = appliance.status()
+    assert re.search(r"^memory: .*failures 0\b", status, re.MULTILINE), status
+    assert re.search(rf"^nbd: .*\(peak {CLIENTS_MAX}, .*refused 0\)", status, re.MULTILINE), status

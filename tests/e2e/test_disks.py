@@ -18,7 +18,16 @@ from typing import Any
 import pytest
 
 from appliance import Appliance, make_disk, part
-from nbd_wire import Command, Error, TransmissionFlag, Wire, request_bytes
+from nbd_wire import (
+    Command,
+    Error,
+    Option,
+    Rep,
+    TransmissionFlag,
+    Wire,
+    option_bytes,
+    request_bytes,
+)
 from qmp import Qmp, qmp_words
 from shared import new_folder
 
@@ -28,6 +37,9 @@ KIB = 1024
 MIB = 1024 * 1024
 SECTOR = 512
 SIZE = 32 * MIB
+EXPORTS_MAX = 64
+PARTITION_NAME_MAX = 36
+LISTS = 8
 EXTRA_DISK = "-drive if=none,id={id},file={file},format=raw -device virtio-blk-device,drive={id}"
 
 Launch = Callable[..., Appliance]
@@ -71,6 +83,11 @@ def table_of(path: Path) -> list[tuple[int, int, int]]:
 def listed(appliance: Appliance) -> dict[str, dict[str, Any]]:
     output = tool("nbdinfo", "--list", "--json", appliance.uri())
     return {export["export-name"]: export for export in json.loads(output)["exports"]}
+
+
+def name_of(listed_export: bytes) -> str:
+    length = int.from_bytes(listed_export[:4], "big")
+    return listed_export[4 : 4 + length].decode()
 
 
 def pattern(seed: int, count: int) -> bytes:
@@ -146,6 +163,28 @@ def test_disks_are_listed_by_serial_and_partitions_by_name(partitioned: Partitio
             assert ("Linux swap" if name == "vdd6" else "Linux") in export.description
     for number in range(6):
         assert exports[f"disk{number}"]["export-size"] == SIZE
+
+
+def test_lists_of_as_many_exports_as_there_may_be_are_told_however_often(
+    launch: Launch, folder: Path
+) -> None:
+    """The longest answers to one option, asked for in one go: there is room for one of them."""
+    names = [f"{number:02}-{'n' * (PARTITION_NAME_MAX - 3)}" for number in range(EXPORTS_MAX + 2)]
+    words = [word for name in names for word in ("-n", "0:0:+1M", "-c", f"0:{name}")]
+    tool("sgdisk", *words, make_disk(folder / "many", (EXPORTS_MAX + 4) * MIB))
+    appliance = launch(folder / "many")
+    appliance.expected_errors = f"left out: {EXPORTS_MAX} exports are the limit"
+
+    with Wire(appliance) as wire:
+        wire.greet()
+        wire.send(option_bytes(Option.LIST) * LISTS)
+        for _ in range(LISTS):
+            told = [wire.option_reply() for _ in range(EXPORTS_MAX)]
+            assert {reply.kind for reply in told} == {Rep.SERVER}
+            assert [name_of(reply.data) for reply in told] == ["disk0", *names[: EXPORTS_MAX - 1]]
+            assert wire.option_reply().kind == Rep.ACK
+        assert wire.export(names[0].encode()).size == MIB
+
 
 
 def test_what_is_wrong_with_a_table_is_in_the_log(partitioned: Partitioned) -> None:

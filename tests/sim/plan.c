@@ -45,7 +45,7 @@ static unsigned rate(void) {
 }
 
 static void plan_machine(void) {
-    static const size_t sizes[] = {8, 12, 16, 32, 64};
+    static const size_t sizes[] = {5, 8, 16, 32, 64};
     plan.memory_bytes = sizes[luck_below(ARRAY_COUNT(sizes))] << 20;
     plan.timeout_s = (unsigned)luck_between(1, 10);
     plan.has_checks = luck_has(250);
