@@ -14,6 +14,7 @@ struct tcp_stream {
     uint32_t ports;       /* as the peer's segments begin: its own, then ours, in network order */
     struct pbuf *first;   /* received; each entry holds one reference */
     struct pbuf *last;
+    size_t tail_room;    /* behind what `last` holds, in its buffer */
     size_t first_offset; /* consumed bytes of the first */
     size_t received;
     size_t consumed;       /* not yet told to lwIP */

@@ -106,9 +106,10 @@ static inline void copy_few(uint8_t *to, const uint8_t *from, size_t bytes) {
 static bool join_last(struct tcp_stream *tcp, struct pbuf *packet) {
     struct pbuf *last = tcp->last;
     if (last == NULL || packet->next != NULL || packet->len > NET_JOIN_BYTES_MAX ||
-        virtio_net_tail_room(last) < packet->len) {
+        packet->len > tcp->tail_room) {
         return false;
     }
+    tcp->tail_room -= packet->len;
     copy_few((uint8_t *)last->payload + last->len, packet->payload, packet->len);
     last->len = (u16_t)(last->len + packet->len);
     tcp->received += packet->len;
@@ -117,7 +118,8 @@ static bool join_last(struct tcp_stream *tcp, struct pbuf *packet) {
     return true;
 }
 
-static void append_received(struct tcp_stream *tcp, struct pbuf *chain) {
+static inline __attribute__((always_inline)) void append_received(struct tcp_stream *tcp,
+                                                                  struct pbuf *chain) {
     if (join_last(tcp, chain)) {
         return;
     }
@@ -131,6 +133,7 @@ static void append_received(struct tcp_stream *tcp, struct pbuf *chain) {
     if (tcp->first == NULL) {
         tcp->first = chain;
     }
+    tcp->tail_room = virtio_net_tail_room(tcp->last);
 }
 
 /* Releases one packet, whose successors have another owner. */
