@@ -48,7 +48,7 @@ struct nbd_request {
     struct nbd_request *next; /* free list, or the queue of replies */
     struct nbd_request_header header;
     uint64_t received_ns;
-    /* From here to `chunks` all is zero when a request is taken (nbd_request_take). */
+    /* From here up to `error_offset` all is zero when a request is taken (nbd_request_take). */
     int error;             /* the first one */
     uint32_t payload_left; /* of a write, to be given to the disk */
     bool has_error_offset; /* it is the disk's, and was met there */

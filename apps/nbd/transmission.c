@@ -59,8 +59,7 @@ struct nbd_request *nbd_request_take(struct nbd_connection *connection,
     connection->requests_in_use++;
     connection->requests_total++;
     memset(&request->error, 0,
-           offsetof(struct nbd_request, chunks) + sizeof request->chunks -
-               offsetof(struct nbd_request, error));
+           offsetof(struct nbd_request, error_offset) - offsetof(struct nbd_request, error));
     request->connection = connection;
     request->header = *header;
     request->received_ns = scheduler_now_ns();
