@@ -142,8 +142,11 @@ struct virtio_net {
     bool is_broken;
     bool has_merged;    /* frames over several buffers may come: MRG_RXBUF */
     bool has_sums_seen; /* the device may vouch for checksums: GUEST_CSUM */
+    /* Frames in the send ring, each at the number that it was sent as, modulo the ring's size; NULL
+     * when the device has read it. A device may be done with them in any order. */
+    struct pbuf **frames;
     uint64_t sent;
-    uint64_t reclaimed;
+    uint64_t reclaimed;                         /* all before this number */
     struct segment segments[SEND_SEGMENTS_MAX]; /* of the frame being sent: too many for a stack */
 };
 
@@ -245,17 +248,32 @@ void virtio_net_free_sent(struct pbuf *frame) {
     }
 }
 
+static struct pbuf **place_of(struct virtio_net *net, uint64_t number) {
+    return &net->frames[number & (virtqueue_size(net->send) - 1)];
+}
+
+static void frame_is_read(struct virtio_net *net, struct pbuf **place) {
+    virtio_net_free_sent(*place);
+    *place = NULL;
+    while (net->reclaimed < net->sent && *place_of(net, net->reclaimed) == NULL) {
+        net->reclaimed++;
+    }
+}
+
+static void abandon_frames(struct virtio_net *net) {
+    struct pbuf **place;
+    while ((place = virtqueue_abandon(net->send)) != NULL) {
+        frame_is_read(net, place);
+    }
+}
+
 static void break_device(struct virtio_net *net) {
     net->is_broken = true;
     net_counters.device_errors++;
     /* After the reset the device cannot touch the buffers; frames it held are lost, as on any wire.
      */
     if (virtio_reset(net->transport) == 0) {
-        struct pbuf *frame;
-        while ((frame = virtqueue_abandon(net->send)) != NULL) {
-            pbuf_free(frame);
-            net->reclaimed++;
-        }
+        abandon_frames(net);
     }
     virtio_fail(net->transport);
 }
@@ -297,14 +315,14 @@ static void refill(struct virtio_net *net) {
 }
 
 void virtio_net_reclaim(struct virtio_net *net) {
-    struct pbuf *frame;
+    struct pbuf **place;
     uint32_t unused = 0;
-    uint64_t reclaimed_before = net->reclaimed;
-    while (!net->is_broken && (frame = virtqueue_take(net->send, &unused)) != NULL) {
-        virtio_net_free_sent(frame);
-        net->reclaimed++;
+    bool has_room = false;
+    while (!net->is_broken && (place = virtqueue_take(net->send, &unused)) != NULL) {
+        frame_is_read(net, place);
+        has_room = true;
     }
-    if (net->wants_room && net->reclaimed != reclaimed_before) {
+    if (net->wants_room && has_room) {
         /* What was refused in this round has room now, and perhaps nothing is left in the ring
          * that could tell. */
         event_signal(net->event);
@@ -419,6 +437,22 @@ static bool has_headroom(const struct pbuf *frame) {
                          (const uint8_t *)frame + sizeof(struct pbuf);
 }
 
+/* Puts the frame, whose `count` segments are gathered, into the ring. -ENOSPC when it is full, or
+ * when the device still has the one that was sent a whole ring before. */
+static int put_in(struct virtio_net *net, struct pbuf *frame, unsigned count) {
+    struct pbuf **place = place_of(net, net->sent);
+    if (*place != NULL) {
+        return -ENOSPC;
+    }
+    int error = virtqueue_add(net->send, net->segments, count, 0, place);
+    if (error == 0) {
+        pbuf_ref(frame);
+        *place = frame;
+        net->sent++;
+    }
+    return error;
+}
+
 int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment_bytes) {
     if (net->is_broken) {
         return -EIO;
@@ -448,20 +482,18 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
     for (const struct pbuf *part = frame->next; part != NULL; part = part->next) {
         segments[count++] = (struct segment){part->payload, part->len};
     }
-    int error = virtqueue_add(net->send, segments, count, 0, frame);
+    int error = put_in(net, frame, count);
     if (error != 0) {
         /* Perhaps only because nobody has looked what the device has read since. */
         virtqueue_kick(net->send);
         virtio_net_reclaim(net);
-        error = virtqueue_add(net->send, segments, count, 0, frame);
+        error = put_in(net, frame, count);
     }
     if (error != 0) {
         net->wants_room = true;
         net_counters.send_ring_full++;
         return -EAGAIN;
     }
-    pbuf_ref(frame);
-    net->sent++;
     net_counters.frames_sent++;
     return 0;
 }
@@ -598,7 +630,8 @@ static int bring_up_queues(struct virtio_net *net) {
     struct virtqueue_config send = send_config(send_size);
     net->receive = virtqueue_create(transport, memory, &receive);
     net->send = net->receive != NULL ? virtqueue_create(transport, memory, &send) : NULL;
-    return net->send != NULL ? 0 : -ENOMEM;
+    net->frames = net->send != NULL ? calloc(send_size, sizeof(struct pbuf *)) : NULL;
+    return net->frames != NULL ? 0 : -ENOMEM;
 }
 
 static int create_packets(struct virtio_net *net) {
@@ -706,6 +739,7 @@ fail:
     virtio_fail(transport);
     virtqueue_destroy(net->receive);
     virtqueue_destroy(net->send);
+    free(net->frames);
     free(net->packets);
     free(net);
     return error;
@@ -735,18 +769,15 @@ const struct virtio_driver virtio_net_driver = {.name = "virtio-net",
 
 #ifdef PLATTER_HOST
 void virtio_net_abandon(struct virtio_net *net) {
-    struct pbuf *frame;
     net->is_broken = true;
-    while ((frame = virtqueue_abandon(net->send)) != NULL) {
-        pbuf_free(frame);
-        net->reclaimed++;
-    }
+    abandon_frames(net);
 }
 
 void virtio_net_forget(void) {
     if (first != NULL) {
         virtqueue_destroy(first->receive);
         virtqueue_destroy(first->send);
+        free(first->frames);
         free(first->packets);
         free(first);
         first = NULL;

@@ -231,15 +231,15 @@ void fake_card_break_receive(void) {
     complete(&card.receive, card.receive.size, 0);
 }
 
-size_t fake_card_take(uint8_t frame[CARD_FRAME_MAX]) {
+size_t fake_card_hold(uint8_t frame[CARD_FRAME_MAX], uint16_t *held) {
     struct descriptor chain[CHAIN_MAX];
     size_t bytes = 0;
     size_t skip = sizeof(struct net_header);
     if (waiting(&card.send) == 0) {
         return 0;
     }
-    uint16_t head = next_head(&card.send);
-    unsigned count = walk(&card.send, head, chain);
+    *held = next_head(&card.send);
+    unsigned count = walk(&card.send, *held, chain);
     assert_true(chain[0].length >= skip);
     for (unsigned i = 0; i < count; i++) {
         const uint8_t *data = pointer_of(phys_addr(chain[i].address));
@@ -249,6 +249,18 @@ size_t fake_card_take(uint8_t frame[CARD_FRAME_MAX]) {
         bytes += chain[i].length - skip;
         skip = 0;
     }
-    complete(&card.send, head, 0);
+    return bytes;
+}
+
+void fake_card_done(uint16_t held) {
+    complete(&card.send, held, 0);
+}
+
+size_t fake_card_take(uint8_t frame[CARD_FRAME_MAX]) {
+    uint16_t held = 0;
+    size_t bytes = fake_card_hold(frame, &held);
+    if (bytes > 0) {
+        fake_card_done(held);
+    }
     return bytes;
 }

@@ -63,5 +63,8 @@ void fake_card_break_receive(void);
 
 /* Reads the next frame that the driver sends, without the virtio header; 0 when there is none. */
 size_t fake_card_take(uint8_t frame[CARD_FRAME_MAX]);
+/* The same, but it is not done with the frame before fake_card_done. */
+size_t fake_card_hold(uint8_t frame[CARD_FRAME_MAX], uint16_t *held);
+void fake_card_done(uint16_t held);
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/mem/io_buffer.h"
+#include "core/task/scheduler.h"
 #include "net/counters.h"
 #include "tests/unit/fake_card.h"
 #include "tests/unit/unit.h"
@@ -161,6 +162,69 @@ TEST(a_frame_that_is_not_ours_to_write_into_is_copied) {
     virtio_net_flush(net);
     assert_int_equal(virtio_net_reclaimed(net), 1);
     pbuf_free(frame);
+    fake_card_unplug();
+}
+
+TEST(frames_count_as_read_when_all_before_them_are) {
+    enum { FRAMES = 3 };
+    static uint8_t sent[CARD_FRAME_MAX];
+    uint16_t held[FRAMES];
+    begin(0);
+    struct pbuf *frame = pbuf_alloc(PBUF_LINK, 60, PBUF_RAM);
+    for (unsigned i = 0; i < FRAMES; i++) {
+        assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+    }
+    virtio_net_flush(net);
+    for (unsigned i = 0; i < FRAMES; i++) {
+        assert_int_equal(fake_card_hold(sent, &held[i]), 60);
+    }
+    fake_card_done(held[1]);
+    fake_card_done(held[2]);
+    virtio_net_flush(net);
+    assert_int_equal(frame->ref, 2); /* given back */
+    assert_int_equal(virtio_net_reclaimed(net), 0);
+    fake_card_done(held[0]);
+    virtio_net_flush(net);
+    assert_int_equal(frame->ref, 1);
+    assert_int_equal(virtio_net_reclaimed(net), FRAMES);
+    pbuf_free(frame);
+    fake_card_unplug();
+}
+
+TEST(a_frame_that_the_device_keeps_bounds_how_many_are_sent_behind_it) {
+    enum { RING = 4 };
+    static uint8_t sent[CARD_FRAME_MAX];
+    uint16_t oldest = 0;
+    uint16_t held = 0;
+    fake_card_set_up(0);
+    card.ring_max = RING;
+    assert_int_equal(fake_card_probe(), 0);
+    net = virtio_net_first();
+    struct event event = {0};
+    virtio_net_set_event(net, &event);
+    struct pbuf *frame = pbuf_alloc(PBUF_LINK, 60, PBUF_RAM);
+    assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+    virtio_net_flush(net);
+    assert_int_equal(fake_card_hold(sent, &oldest), 60);
+    for (unsigned i = 1; i < RING; i++) {
+        assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+        virtio_net_flush(net);
+        assert_int_equal(fake_card_hold(sent, &held), 60);
+        fake_card_done(held);
+    }
+    /* The ring has room, but who waits for the first counts on nothing behind it. */
+    assert_int_equal(virtio_net_send(net, frame, 1460), -EAGAIN);
+    assert_int_equal(virtio_net_reclaimed(net), 0);
+    fake_card_done(oldest);
+    assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+    assert_int_equal(virtio_net_reclaimed(net), RING);
+    virtio_net_flush(net);
+    assert_int_equal(fake_card_take(sent), 60);
+    virtio_net_flush(net);
+    assert_int_equal(virtio_net_reclaimed(net), RING + 1);
+    assert_int_equal(frame->ref, 1);
+    pbuf_free(frame);
+    scheduler_forget();
     fake_card_unplug();
 }
 
