@@ -130,5 +130,8 @@ int8_t tcp_stream_check_segment(const struct tcp_pcb *pcb, const struct tcp_hdr 
 #define LINK_STATS               0
 #define MEM_STATS                0
 #define LWIP_SUPPORT_CUSTOM_PBUF 1
+/* A packet that waits for an answer to ARP is copied: what it refers to may be given back when it
+ * is acknowledged, or when its connection is gone, and nobody would know of that one reference. */
+#define PBUF_NEEDS_COPY(p) 1
 
 #endif

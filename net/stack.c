@@ -74,8 +74,8 @@ bool net_is_up(void) {
     return !ip4_addr_isany_val(*netif_ip4_addr(&interface));
 }
 
-/* TCP keeps what it sends until it is acknowledged. An answer to ARP and a reset are sent once, and
- * a peer that misses one stands still for seconds. */
+/* TCP keeps what it sends until it is acknowledged. ARP's packets and resets are sent once, and a
+ * peer that misses one stands still for seconds. */
 static bool is_sent_once(const struct pbuf *frame) {
     const uint8_t *ethernet = frame->payload;
     const uint8_t *ip = ethernet + ETHERNET_BYTES;

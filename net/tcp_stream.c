@@ -53,7 +53,7 @@ uint32_t net_window_update_bytes;
 /* Bytes of any stream, since the last round. */
 static bool was_acknowledged;
 
-/* The segment that stream_send wrote last, as long as nothing but stream_send has happened since:
+/* The segment that stream_send wrote last, as long as nothing but sending has happened since:
  * its last buffer, which tcp_write would look for through all of the chain. */
 static struct {
     const struct tcp_stream *stream;
@@ -813,11 +813,23 @@ static void tell_of_memory(void) {
     }
 }
 
+/* lwIP's persist timer cuts the segment that a small window has no room for, and reckons with every
+ * length in its chain: see chain_to_newest. */
+static void mend_lengths(const struct tcp_pcb *pcb) {
+    struct pbuf *part = pcb->unsent != NULL ? pcb->unsent->p : NULL;
+    u16_t rest = part != NULL ? part->tot_len : 0;
+    for (; part != NULL; part = part->next) {
+        part->tot_len = rest;
+        rest = (u16_t)(rest - part->len);
+    }
+}
+
 /* A peer whose window is closed answers the probes of its window, which lwIP counts. A keep-alive
  * after such a probe seems to it in order and no question: lwIP puts it behind the probe's byte,
  * which the peer has not taken. */
-static void choose_keep_alive(struct tcp_pcb *pcb) {
+static void prepare_for_persist(struct tcp_pcb *pcb) {
     if (pcb->persist_backoff != 0) {
+        mend_lengths(pcb);
         ip_reset_option(pcb, SOF_KEEPALIVE);
     } else {
         ip_set_option(pcb, SOF_KEEPALIVE);
@@ -854,7 +866,7 @@ void tcp_streams_run(bool retry_output) {
             send_owed_ack(tcp);
         }
         if (tcp->pcb != NULL) {
-            choose_keep_alive(tcp->pcb);
+            prepare_for_persist(tcp->pcb);
         }
         if (tcp->is_closing) {
             advance_close(tcp);

@@ -271,7 +271,9 @@ static int take_memory(void) {
     free_io_least = io_count;
     heap_get_stats(&heap);
     size_t bytes = (heap.bytes_total - heap.bytes_used) / PAYLOAD_SHARE;
-    bytes = bytes > heap.largest_free_run ? heap.largest_free_run : bytes;
+    size_t zone = heap_checks ? PAGE_BYTES : 0; /* behind an IoBuffer */
+    size_t longest = heap.largest_free_run > zone ? heap.largest_free_run - zone : 0;
+    bytes = bytes > longest ? longest : bytes;
     bytes = bytes > PAYLOAD_BYTES_MAX ? PAYLOAD_BYTES_MAX : align_down(bytes, PAGE_BYTES);
     if (bytes < PAYLOAD_BYTES_MIN) {
         return log_error(-ENOMEM, "nbd: %zu bytes for payload are too few", bytes);

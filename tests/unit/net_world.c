@@ -124,7 +124,9 @@ static bool listen_once(void) {
     size_t bytes = fake_card_take(frame);
     if (bytes >= ARP_BYTES && get16(frame + 12) == 0x0806 && frame[21] == 1 &&
         memcmp(frame + 28, frame + 38, 4) != 0) {
-        answer_arp(frame);
+        if (!world.is_silent) {
+            answer_arp(frame);
+        }
     } else if (bytes > IP_AT + IP_BYTES && get16(frame + 12) == 0x0800 && frame[IP_AT + 9] == 6) {
         note_segment(frame, bytes);
     }

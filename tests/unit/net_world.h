@@ -58,6 +58,7 @@ struct spoken {
 
 struct net_world {
     bool refuses;                          /* the listener accepts nobody */
+    bool is_silent;                        /* nobody answers to ARP */
     uint16_t window;                       /* of clients that connect; 0: as large as can be */
     struct stream *streams[WORLD_STREAMS]; /* accepted and not closed, in their order */
     unsigned stream_count;

@@ -1,5 +1,7 @@
 /* Streams over TCP, and the network's task around them: net/tcp_stream.c, net/stack.c. */
 #include <errno.h>
+#include <lwip/etharp.h>
+#include <lwip/netif.h>
 #include <lwip/priv/tcp_priv.h>
 #include <string.h>
 
@@ -152,6 +154,84 @@ static void full_send_buffer(void) {
     assert_true(changes > before); /* there is room */
     assert_int_equal(stream->ops->send(stream, world_text, 2000), 1460);
     stream->changed = NULL;
+}
+
+/* What waits for an answer to ARP is no frame in the ring and no segment of lwIP's any more when
+ * the client acknowledges what it has not seen. */
+static void acknowledged_unseen(void) {
+    enum { BYTES = 1000, HEAD = 100 };
+    static uint8_t memory[BYTES];
+    static struct stream_parcel parcel = {.mark.released = count_released};
+    begin();
+    struct stream *stream = client.stream;
+    memcpy(memory, world_text, sizeof memory);
+    etharp_cleanup_netif(netif_default);
+    world.is_silent = true;
+    /* The first piece of a segment goes by itself, the next two with their parcel. */
+    assert_int_equal(stream->ops->send(stream, memory, HEAD), HEAD);
+    struct segment header = {memory + HEAD, HEAD};
+    struct segment data = {memory + (size_t)2 * HEAD, BYTES - 2 * HEAD};
+    assert_true(stream->ops->send_whole(stream, header, data, &parcel));
+    world_settle();
+    assert_int_equal(world.heard_count, 0);
+    client.due += BYTES;
+    client_say(&client, &(struct spoken){0});
+    assert_int_equal(released, 1);
+    memset(memory, 0xee, sizeof memory);
+    memset(&parcel.notes, 0xee, sizeof parcel.notes);
+    world.is_silent = false;
+    world_pass_ms(3000);
+    assert_int_equal(world.heard_count, 1);
+    assert_int_equal(world.heard[0].bytes, BYTES);
+    assert_memory_equal(world.heard[0].data, world_text, BYTES);
+}
+
+TEST(what_waits_for_an_address_needs_nobody_s_memory) {
+    world_run(&plain, acknowledged_unseen);
+}
+
+/* A window that ends where only the data of the last reply is left over; what lwIP cuts off there
+ * it copies when it has to wait for an address. */
+static void cut_by_window(void) {
+    enum { HEAD = 28, DATA = 600, WINDOW = 2 * HEAD + DATA };
+    static uint8_t memory[2 * (HEAD + DATA)];
+    static struct stream_parcel parcels[2] = {{.mark.released = count_released},
+                                              {.mark.released = count_released}};
+    begin();
+    struct stream *stream = client.stream;
+    memcpy(memory, world_text, sizeof memory);
+    client.window = WINDOW;
+    client_say(&client, &(struct spoken){.data = world_text, .bytes = 1});
+    client.at++;
+    world_pass_ms(500);
+    world_forget_heard();
+    etharp_cleanup_netif(netif_default);
+    world.is_silent = true;
+    struct segment second = {memory + HEAD, DATA};
+    struct segment third = {memory + HEAD + DATA, HEAD};
+    struct segment fourth = {memory + 2 * HEAD + DATA, DATA};
+    assert_int_equal(stream->ops->send(stream, memory, HEAD), HEAD);
+    assert_true(stream->ops->send_whole(stream, (struct segment){0}, second, &parcels[0]));
+    assert_true(stream->ops->send_whole(stream, third, fourth, &parcels[1]));
+    world_pass_ms(4000);
+    assert_int_equal(world.heard_count, 0);
+    world.is_silent = false;
+    world_pass_ms(3000);
+    assert_int_equal(world.heard[0].bytes, WINDOW);
+    assert_memory_equal(world.heard[0].data, world_text, WINDOW);
+    client.due += WINDOW;
+    client_say(&client, &(struct spoken){0});
+    world_settle();
+    assert_int_equal(world_last_heard()->bytes, DATA);
+    assert_memory_equal(world_last_heard()->data, world_text + WINDOW, DATA);
+    client.due += DATA;
+    client_say(&client, &(struct spoken){0});
+    assert_int_equal(released, 2);
+    client_drop(&client);
+}
+
+TEST(what_a_window_cuts_is_whole_where_it_is_copied) {
+    world_run(&plain, cut_by_window);
 }
 
 TEST(what_the_send_buffer_has_no_room_for_waits_for_an_acknowledgement) {
