@@ -1,4 +1,4 @@
-/* One TCP connection, between tcp_stream.c and tcp_input.c. */
+/* One TCP connection, between tcp_stream.c, tcp_send.c and tcp_input.c. */
 #ifndef NET_TCP_CONNECTION_H
 #define NET_TCP_CONNECTION_H
 
@@ -41,8 +41,30 @@ struct tcp_stream {
 void tcp_stream_received(struct tcp_stream *tcp, struct pbuf *chain);
 /* The peer has `bytes` more of what was sent. */
 void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes);
-/* Something else than stream_send may have changed what is to be sent. */
+
+/* --- tcp_send.c --- */
+
+/* Operations of a stream (stream.h). */
+size_t tcp_stream_send(struct stream *stream, const void *data, size_t bytes);
+bool tcp_stream_send_whole(struct stream *stream, struct segment header, struct segment data,
+                           struct stream_parcel *parcel);
+void tcp_stream_mark(struct stream *stream, struct stream_mark *mark);
+
+/* Something else than sending may have changed what is to be sent. */
 void tcp_stream_forget_newest(void);
+
+/* Releases what is acknowledged, as far as no frame in the ring can refer to it. What is
+ * acknowledged later waits for its own turn: a ring that is never empty must not put it off for
+ * ever. True when something was released. */
+bool tcp_stream_release_acknowledged(struct tcp_stream *tcp);
+/* All marks up to a place in what was sent. */
+void tcp_stream_release_marks(struct tcp_stream *tcp, uint64_t up_to);
+
+/* lwIP's persist timer cuts the segment that a small window has no room for, and reckons with every
+ * length in its chain, which tcp_send.c does not keep up to date. */
+void tcp_stream_mend_lengths(const struct tcp_pcb *pcb);
+
+/* --- tcp_input.c --- */
 
 /* An open connection's segments may take the short way from here on; until tcp_input_remove, which
  * comes before the memory goes. */

@@ -53,24 +53,6 @@ uint32_t net_window_update_bytes;
 /* Bytes of any stream, since the last round. */
 static bool was_acknowledged;
 
-/* The segment that stream_send wrote last, as long as nothing but sending has happened since:
- * its last buffer, which tcp_write would look for through all of the chain. */
-static struct {
-    const struct tcp_stream *stream;
-    struct tcp_seg *segment;
-    struct pbuf *last;
-    size_t room; /* bytes that still fit, and buffers */
-    unsigned buffers_left;
-} newest;
-
-static void forget_newest(void) {
-    newest.stream = NULL;
-}
-
-void tcp_stream_forget_newest(void) {
-    forget_newest();
-}
-
 static struct tcp_stream *of(struct stream *stream) {
     return (struct tcp_stream *)stream;
 }
@@ -337,226 +319,16 @@ static void tell_consumed(struct tcp_stream *tcp) {
         u16_t step = told > UINT16_MAX ? UINT16_MAX : (u16_t)told;
         told -= step;
         tcp_recved(pcb, step);
-        forget_newest(); /* it may have sent */
+        tcp_stream_forget_newest(); /* it may have sent */
     }
     pcb->mss = segment;
-}
-
-/* --- Sending -----------------------------------------------------------------------------------
- */
-
-/* As tcp_write reckons: half of the largest window that the peer has had, at most. */
-static size_t segment_limit(const struct tcp_pcb *pcb) {
-    size_t half = pcb->snd_wnd_max / 2;
-    return half == 0 || half > pcb->mss ? pcb->mss : half;
-}
-
-/* Behind tcp_write, which has marked the segment as one to be pushed. */
-static void remember_newest(struct tcp_stream *tcp) {
-    const struct tcp_pcb *pcb = tcp->pcb;
-    struct tcp_seg *segment = pcb->unsent;
-    newest.stream = NULL;
-    if (segment == NULL || segment->next != NULL || pcb->snd_queuelen >= TCP_SND_QUEUELEN ||
-        segment->len >= segment_limit(pcb) ||
-        (pcb->state != ESTABLISHED && pcb->state != CLOSE_WAIT)) {
-        return; /* several wait for the window: speed is not what this peer lacks */
-    }
-    size_t room = segment_limit(pcb) - segment->len;
-    newest.stream = tcp;
-    newest.segment = segment;
-    newest.room = room < tcp_sndbuf(pcb) ? room : tcp_sndbuf(pcb);
-    newest.buffers_left = (unsigned)(TCP_SND_QUEUELEN - pcb->snd_queuelen);
-    newest.last = segment->p;
-    while (newest.last->next != NULL) {
-        newest.last = newest.last->next;
-    }
-}
-
-/* True when `bytes` more, in so many buffers, fit into the newest segment, which has not left yet.
- */
-static bool fits_newest(const struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
-    return newest.stream == tcp && bytes <= newest.room && buffers < newest.buffers_left;
-}
-
-/* Of the lengths in the chain that lwIP keeps up to date, those between the first and the last
- * buffer are read by nobody but pbuf_copy, to which they only must not look like the end of a
- * packet. */
-static void chain_to_newest(struct pbuf *part) {
-    newest.last->next = part;
-    if (newest.last != newest.segment->p) {
-        newest.last->tot_len = (u16_t)(newest.last->len + part->len);
-    }
-    newest.last = part;
-}
-
-static void newest_has_grown(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
-    struct tcp_pcb *pcb = tcp->pcb;
-    struct tcp_seg *segment = newest.segment;
-    ASSERT(pcb->unsent == segment);
-    segment->p->tot_len = (u16_t)(segment->p->tot_len + bytes);
-    segment->len = (u16_t)(segment->len + bytes);
-    newest.room -= bytes;
-    newest.buffers_left -= buffers;
-    pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen + buffers);
-    pcb->snd_lbb += (u32_t)bytes;
-    pcb->snd_buf -= (tcpwnd_size_t)bytes;
-    tcp->sent += bytes;
-}
-
-/* What tcp_write does, at a third of the cost, for the case that nearly all replies are: the bytes
- * fit into the newest segment. */
-static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t bytes) {
-    unsigned buffers = 0;
-    if (!fits_newest(tcp, bytes, 1)) {
-        return false;
-    }
-    if ((const char *)newest.last->payload + newest.last->len == data &&
-        newest.last != newest.segment->p && newest.last->len + bytes <= UINT16_MAX) {
-        newest.last->len = (u16_t)(newest.last->len + bytes);
-        newest.last->tot_len = newest.last->len;
-    } else {
-        struct pbuf *part = pbuf_alloc(PBUF_RAW, (u16_t)bytes, PBUF_ROM);
-        if (part == NULL) {
-            return false;
-        }
-        part->payload = (void *)(uintptr_t)data; /* lwIP only reads what it sends */
-        chain_to_newest(part);
-        buffers = 1;
-    }
-    newest_has_grown(tcp, bytes, buffers);
-    return true;
-}
-
-/* A segment that is to be sent again and waits, for the device's ring was full. lwIP would append
- * new data to it when it is the last of those that wait, though what follows it is under way. */
-static bool is_resend_waiting(const struct tcp_pcb *pcb) {
-    return pcb->unsent != NULL && TCP_SEQ_LT(lwip_ntohl(pcb->unsent->tcphdr->seqno), pcb->snd_nxt);
-}
-
-/* What begins a segment, or more of them. Out of line, so that what nearly every reply takes saves
- * no registers for this. */
-__attribute__((noinline)) static size_t send_anew(struct tcp_stream *tcp, const void *data,
-                                                  size_t bytes) {
-    size_t accepted = 0;
-    if (tcp->pcb != NULL && is_resend_waiting(tcp->pcb)) {
-        return 0; /* its acknowledgement tells */
-    }
-    while (tcp->pcb != NULL && accepted < bytes) {
-        size_t step = bytes - accepted;
-        step = step < UINT16_MAX ? step : UINT16_MAX;
-        step = step < tcp_sndbuf(tcp->pcb) ? step : tcp_sndbuf(tcp->pcb);
-        if (step == 0) {
-            break; /* acknowledgements make room; `changed` tells */
-        }
-        if (tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
-            tcp->lacks_memory = true; /* perhaps that of others: see tell_of_memory */
-            break;
-        }
-        accepted += step;
-    }
-    tcp->sent += accepted;
-    tcp->needs_output |= accepted > 0;
-    if (tcp->pcb != NULL && accepted > 0) {
-        remember_newest(tcp);
-    }
-    return accepted;
-}
-
-static size_t stream_send(struct stream *stream, const void *data, size_t bytes) {
-    struct tcp_stream *tcp = of(stream);
-    return append_to_newest(tcp, data, bytes) ? bytes : send_anew(tcp, data, bytes);
-}
-
-static void stream_mark_place(struct stream *stream, struct stream_mark *mark) {
-    struct tcp_stream *tcp = of(stream);
-    mark->next = NULL;
-    mark->position = tcp->sent;
-    if (tcp->marks_last != NULL) {
-        tcp->marks_last->next = mark;
-    } else {
-        tcp->marks_first = mark;
-    }
-    tcp->marks_last = mark;
-}
-
-_Static_assert(sizeof(struct pbuf_custom) <= sizeof((struct stream_parcel *)0)->notes[0],
-               "a parcel has room for the buffers of its pieces");
-
-static struct pbuf *note_piece(uint64_t note[], struct segment piece) {
-    struct pbuf_custom *buffer = (struct pbuf_custom *)(void *)note;
-    u16_t length = (u16_t)piece.length;
-    buffer->custom_free_function = virtio_net_note_freed;
-    buffer->pbuf = (struct pbuf){.payload = piece.data,
-                                 .len = length,
-                                 .tot_len = length,
-                                 .type_internal = PBUF_ROM,
-                                 .flags = PBUF_FLAG_IS_CUSTOM,
-                                 .ref = 1};
-    return &buffer->pbuf;
-}
-
-/* lwIP's buffers for the pieces are part of the parcel, so they never run out. They are needed as
- * long as the pieces are: what counts as acknowledged are whole segments, which lwIP has freed. */
-static bool stream_send_whole(struct stream *stream, struct segment header, struct segment data,
-                              struct stream_parcel *parcel) {
-    struct tcp_stream *tcp = of(stream);
-    size_t bytes = (size_t)header.length + data.length;
-    unsigned buffers = header.length > 0 ? 2 : 1;
-    if (!fits_newest(tcp, bytes, buffers)) {
-        return false;
-    }
-    if (header.length > 0) {
-        chain_to_newest(note_piece(parcel->notes[0], header));
-    }
-    chain_to_newest(note_piece(parcel->notes[1], data));
-    newest_has_grown(tcp, bytes, buffers);
-    stream_mark_place(stream, &parcel->mark);
-    return true;
-}
-
-static void release_marks(struct tcp_stream *tcp, uint64_t up_to) {
-    while (tcp->marks_first != NULL && tcp->marks_first->position <= up_to) {
-        struct stream_mark *mark = tcp->marks_first;
-        tcp->marks_first = mark->next;
-        if (tcp->marks_first == NULL) {
-            tcp->marks_last = NULL;
-        }
-        mark->released(mark);
-    }
-}
-
-static bool awaits_release(const struct tcp_stream *tcp) {
-    return tcp->marks_first != NULL && tcp->marks_first->position <= tcp->acknowledged;
-}
-
-/* Releases what is acknowledged, as far as no frame in the ring can refer to it. What is
- * acknowledged later waits for its own turn: a ring that is never empty must not put it off for
- * ever. True when something was released. */
-static bool release_acknowledged(struct tcp_stream *tcp) {
-    struct virtio_net *net = virtio_net_first();
-    bool has_released = false;
-    while (awaits_release(tcp)) {
-        if (tcp->marks_first->position > tcp->releasing) {
-            tcp->releasing = tcp->acknowledged;
-            tcp->releasing_after = virtio_net_sent(net);
-        }
-        if (virtio_net_reclaimed(net) < tcp->releasing_after) {
-            virtio_net_reclaim(net);
-            if (virtio_net_reclaimed(net) < tcp->releasing_after) {
-                break; /* the next round looks again */
-            }
-        }
-        release_marks(tcp, tcp->releasing);
-        has_released = true;
-    }
-    return has_released;
 }
 
 static void stream_flush(struct stream *stream) {
     struct tcp_stream *tcp = of(stream);
     if (tcp->needs_output && tcp->pcb != NULL) {
         tcp->needs_output = false;
-        forget_newest();
+        tcp_stream_forget_newest();
         (void)tcp_output(tcp->pcb); /* what could not go now goes with the next acknowledgement */
     }
 }
@@ -583,7 +355,7 @@ static void detach(struct tcp_stream *tcp) {
 
 /* The connection is no more. Its frames may still be on their way out. */
 static void mark_dead(struct tcp_stream *tcp) {
-    forget_newest();
+    tcp_stream_forget_newest();
     tcp->pcb = NULL;
     tcp->stream.state = STREAM_DEAD;
     tcp->frames_at_death = virtio_net_sent(virtio_net_first());
@@ -595,7 +367,7 @@ static void stream_close(struct stream *stream, bool abort) {
         stream_drop(stream, tcp->received);
     }
     tcp->is_closing = true;
-    forget_newest();
+    tcp_stream_forget_newest();
     tcp->close_deadline_ns = scheduler_now_ns() + NET_CLOSE_TIMEOUT_MS * NS_PER_MS;
     if (abort && tcp->pcb != NULL) {
         struct tcp_pcb *pcb = tcp->pcb;
@@ -631,7 +403,7 @@ void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes) {
     tcp->acknowledged += bytes;
     was_acknowledged = true;
     ASSERT(tcp->acknowledged <= tcp->sent);
-    (void)release_acknowledged(tcp); /* the owner hears of the acknowledgement in any case */
+    (void)tcp_stream_release_acknowledged(tcp); /* whatever it was, the owner hears of it */
     tell_owner(tcp);
 }
 
@@ -660,9 +432,9 @@ static const struct stream_ops tcp_stream_ops = {
     .take = stream_take,
     .gather = stream_gather,
     .gather_max = stream_gather_max,
-    .send = stream_send,
-    .mark = stream_mark_place,
-    .send_whole = stream_send_whole,
+    .send = tcp_stream_send,
+    .mark = tcp_stream_mark,
+    .send_whole = tcp_stream_send_whole,
     .flush = stream_flush,
     .expect_reply = stream_expect_reply,
     .is_under_pressure = stream_is_under_pressure,
@@ -778,7 +550,7 @@ static void advance_close(struct tcp_stream *tcp) {
     }
     if (tcp->pcb == NULL && tcp->loans == 0 &&
         virtio_net_reclaimed(virtio_net_first()) >= tcp->frames_at_death) {
-        release_marks(tcp, UINT64_MAX);
+        tcp_stream_release_marks(tcp, UINT64_MAX);
         remove_stream(tcp);
     }
 }
@@ -813,23 +585,12 @@ static void tell_of_memory(void) {
     }
 }
 
-/* lwIP's persist timer cuts the segment that a small window has no room for, and reckons with every
- * length in its chain: see chain_to_newest. */
-static void mend_lengths(const struct tcp_pcb *pcb) {
-    struct pbuf *part = pcb->unsent != NULL ? pcb->unsent->p : NULL;
-    u16_t rest = part != NULL ? part->tot_len : 0;
-    for (; part != NULL; part = part->next) {
-        part->tot_len = rest;
-        rest = (u16_t)(rest - part->len);
-    }
-}
-
 /* A peer whose window is closed answers the probes of its window, which lwIP counts. A keep-alive
  * after such a probe seems to it in order and no question: lwIP puts it behind the probe's byte,
  * which the peer has not taken. */
 static void prepare_for_persist(struct tcp_pcb *pcb) {
     if (pcb->persist_backoff != 0) {
-        mend_lengths(pcb);
+        tcp_stream_mend_lengths(pcb);
         ip_reset_option(pcb, SOF_KEEPALIVE);
     } else {
         ip_set_option(pcb, SOF_KEEPALIVE);
@@ -849,7 +610,7 @@ static void retry_closed(void) {
 }
 
 void tcp_streams_run(bool retry_output) {
-    forget_newest();
+    tcp_stream_forget_newest();
     tell_of_memory();
     struct tcp_stream *next;
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = next) {
@@ -857,7 +618,7 @@ void tcp_streams_run(bool retry_output) {
         if (tcp->consumed > 0) {
             tell_consumed(tcp);
         }
-        if (tcp->pcb != NULL && release_acknowledged(tcp)) {
+        if (tcp->pcb != NULL && tcp_stream_release_acknowledged(tcp)) {
             tell_owner(tcp);
         }
         tcp->needs_output |= retry_output;
