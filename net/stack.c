@@ -75,20 +75,46 @@ bool net_is_up(void) {
 }
 
 /* TCP keeps what it sends until it is acknowledged. ARP's packets and resets are sent once, and a
- * peer that misses one stands still for seconds. */
-static bool is_sent_once(const struct pbuf *frame) {
+ * peer that misses one stands still for seconds; and of a bare acknowledgement lwIP's timer thinks
+ * that it has gone, whatever became of it. */
+enum sent_once { SENT_AGAIN, SENT_ONCE, SENT_ONCE_AS_ACK };
+
+static enum sent_once how_often(const struct pbuf *frame) {
     const uint8_t *ethernet = frame->payload;
     const uint8_t *ip = ethernet + ETHERNET_BYTES;
-    if (frame->len >= ETHERNET_BYTES + HEADERS_BYTES && ethernet[12] == 0x08 &&
-        ethernet[13] == 0x00) {
-        return ip[9] == IP_PROTO_TCP && (ip[IP_HLEN + 13] & TCP_RST) != 0;
+    if (frame->len < ETHERNET_BYTES + HEADERS_BYTES || ethernet[12] != 0x08 ||
+        ethernet[13] != 0x00) {
+        bool is_arp = frame->len > ETHERNET_BYTES && ethernet[12] == 0x08 && ethernet[13] == 0x06;
+        return is_arp ? SENT_ONCE : SENT_AGAIN;
     }
-    return frame->len > ETHERNET_BYTES && ethernet[12] == 0x08 && ethernet[13] == 0x06;
+    uint8_t flags = ip[9] == IP_PROTO_TCP ? ip[IP_HLEN + 13] : 0;
+    bool is_ack = flags == TCP_ACK && frame->tot_len == ETHERNET_BYTES + HEADERS_BYTES;
+    return (flags & TCP_RST) != 0 ? SENT_ONCE : is_ack ? SENT_ONCE_AS_ACK : SENT_AGAIN;
+}
+
+/* Of two acknowledgements of a connection only the newer has something to say. */
+static bool replace_kept(struct pbuf *frame) {
+    enum { ADDRESSES_AT = ETHERNET_BYTES + 12, ADDRESSES_BYTES = 12 }; /* and ports */
+    for (unsigned i = 0; i < kept_count; i++) {
+        if (how_often(kept[i]) == SENT_ONCE_AS_ACK &&
+            memcmp((const uint8_t *)kept[i]->payload + ADDRESSES_AT,
+                   (const uint8_t *)frame->payload + ADDRESSES_AT, ADDRESSES_BYTES) == 0) {
+            pbuf_free(kept[i]);
+            pbuf_ref(frame);
+            kept[i] = frame;
+            return true;
+        }
+    }
+    return false;
 }
 
 /* For a frame that the full ring has refused; false when there are too many of them, too. */
 static bool keep_frame(struct pbuf *frame) {
-    if (kept_count == NET_KEPT_FRAMES || !is_sent_once(frame)) {
+    enum sent_once often = how_often(frame);
+    if (often == SENT_ONCE_AS_ACK && replace_kept(frame)) {
+        return true;
+    }
+    if (kept_count == NET_KEPT_FRAMES || often == SENT_AGAIN) {
         return false;
     }
     pbuf_ref(frame);
@@ -231,19 +257,19 @@ static uint64_t next_deadline(void) {
 static void net_task(void *unused) {
     (void)unused;
     for (;;) {
+        if (virtio_net_take_room(device)) {
+            send_kept();
+            tcp_streams_retry();
+        }
         unsigned taken = take_in_batch();
-        bool has_room_again = virtio_net_take_room(device);
         if (virtio_net_take_link_change(device)) {
             follow_link();
-        }
-        if (has_room_again) {
-            send_kept();
         }
         sys_check_timeouts();
         /* Whatever was signalled until now, this round sees. */
         event_clear(&round_event);
         bool has_more = worker != NULL && worker(worker_arg);
-        tcp_streams_run(has_room_again);
+        tcp_streams_run();
         if (virtio_net_is_short_of_buffers(device)) {
             tcp_streams_free_out_of_order();
         }

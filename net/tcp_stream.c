@@ -597,8 +597,8 @@ static void prepare_for_persist(struct tcp_pcb *pcb) {
     }
 }
 
-/* Connections that are lwIP's alone now. A FIN that found no room in the device's ring is not yet
- * sent, so no timer would send it again. */
+/* Connections that are lwIP's alone, no more or not yet. A FIN or SYN that found no room in the
+ * device's ring is not yet sent, so no timer would send it again. */
 static void retry_closed(void) {
     struct tcp_pcb *next;
     for (struct tcp_pcb *pcb = tcp_active_pcbs; pcb != NULL; pcb = next) {
@@ -609,7 +609,34 @@ static void retry_closed(void) {
     }
 }
 
-void tcp_streams_run(bool retry_output) {
+/* The next one is the first that finds room in the device's ring: where the ring is full each time,
+ * the others would never find any. */
+static void take_turns(void) {
+    struct tcp_stream *first = streams;
+    if (first == NULL || first->next == NULL) {
+        return;
+    }
+    struct tcp_stream *last = first->next;
+    while (last->next != NULL) {
+        last = last->next;
+    }
+    streams = first->next;
+    last->next = first;
+    first->next = NULL;
+}
+
+void tcp_streams_retry(void) {
+    tcp_stream_forget_newest();
+    retry_closed(); /* a frame each, and those that wait to be accepted are among them */
+    take_turns();
+    for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
+        if (tcp->pcb != NULL) {
+            (void)tcp_output(tcp->pcb); /* no room once more: then once more */
+        }
+    }
+}
+
+void tcp_streams_run(void) {
     tcp_stream_forget_newest();
     tell_of_memory();
     struct tcp_stream *next;
@@ -621,7 +648,6 @@ void tcp_streams_run(bool retry_output) {
         if (tcp->pcb != NULL && tcp_stream_release_acknowledged(tcp)) {
             tell_owner(tcp);
         }
-        tcp->needs_output |= retry_output;
         stream_flush(&tcp->stream);
         if (tcp->owes_ack) {
             send_owed_ack(tcp);
@@ -632,9 +658,6 @@ void tcp_streams_run(bool retry_output) {
         if (tcp->is_closing) {
             advance_close(tcp);
         }
-    }
-    if (retry_output) {
-        retry_closed();
     }
 }
 

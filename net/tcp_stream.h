@@ -22,9 +22,11 @@ struct tcp_stream_sizes {
 /* Before the first client. */
 void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
 
-/* After each round: tells peers of room, sends what was gathered, ends what is closed.
- * `retry_output`: the device has room again, so everybody tries. */
-void tcp_streams_run(bool retry_output);
+/* When the device has room again: who was refused tries before anybody sends more, and not always
+ * in the same order, or those who always have something to send would leave the others none. */
+void tcp_streams_retry(void);
+/* After each round: tells peers of room, sends what was gathered, ends what is closed. */
+void tcp_streams_run(void);
 
 struct netif;
 struct pbuf;

@@ -682,7 +682,7 @@ static void live(uint8_t words) {
     FUZZ_CHECK(is_done);
     /* Even what a device that does not obey its reset has kept can go now. */
     virtio_net_abandon(virtio_net_first());
-    tcp_streams_run(false);
+    tcp_streams_run();
     FUZZ_CHECK(tcp_streams_count() == 0 && chunks_alive == 0);
     net_forget();
 }

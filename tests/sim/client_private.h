@@ -53,6 +53,7 @@ struct client {
     struct peer *peer; /* NULL when there is no connection */
     struct peer_options options;
     uint64_t since_ns; /* of the last sign of life, or change of state */
+    uint64_t asked_ns; /* when it sent its last option */
     uint64_t stalled_until_ns;
     uint64_t number_of_wait;
     uint64_t number_of_stall;

@@ -370,7 +370,7 @@ void world_run(const struct world_options *options, void (*body)(void)) {
     body_now = body;
     unit_run_task(live, NULL);
     virtio_net_abandon(virtio_net_first());
-    tcp_streams_run(false);
+    tcp_streams_run();
     expect_nothing_kept();
     net_forget();
     fake_card_unplug();
