@@ -15,6 +15,7 @@
 
 /* What the parts of a large request take together, one after the other. */
 #define LARGE_REQUEST_NS (50 * NS_PER_MS)
+#define PARTS_MANY       1000
 
 struct plan plan;
 
@@ -224,8 +225,8 @@ static uint64_t greater(uint64_t a, uint64_t b) {
     return a > b ? a : b;
 }
 
-/* A disk that takes little at once must not be slow as well: who waits for a large request that has
- * to be done in a thousand parts is not forgotten. */
+/* A disk that takes little at once must not be slow as well, nor the machine: who waits for a large
+ * request that has to be done in a thousand parts is not forgotten. */
 static void plan_balance(void) {
     uint64_t segment_bytes =
         (plan.disk_features & DISK_F_SIZE_MAX) != 0 ? plan.size_max : plan.block_bytes;
@@ -240,6 +241,9 @@ static void plan_balance(void) {
     uint64_t most_ns = LARGE_REQUEST_NS / parts;
     plan.disk_ns_max = plan.disk_ns_max < most_ns ? plan.disk_ns_max : most_ns;
     plan.disk_ns_min = plan.disk_ns_min < most_ns ? plan.disk_ns_min : most_ns;
+    if (parts > PARTS_MANY && plan.hiccup_ns_max > most_ns) {
+        plan.hiccup_ns_max = greater(most_ns, NS_PER_US);
+    }
 }
 
 void plan_make(void) {
