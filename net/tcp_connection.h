@@ -12,7 +12,9 @@ struct tcp_stream {
     struct stream stream; /* first: the operations cast back */
     struct tcp_pcb *pcb;  /* NULL when the connection is gone */
     uint32_t ports;       /* as the peer's segments begin: its own, then ours, in network order */
-    struct pbuf *first;   /* received; each entry holds one reference */
+    uint32_t address;     /* the peer's, in network order */
+    struct tcp_stream *next_at_place; /* for the same of tcp_input.c */
+    struct pbuf *first;               /* received; each entry holds one reference */
     struct pbuf *last;
     size_t tail_room;    /* behind what `last` holds, in its buffer */
     size_t first_offset; /* consumed bytes of the first */

@@ -21,7 +21,7 @@ enum {
     IP_VERSION_4_NO_OPTIONS = 0x45,
     IP_FRAGMENT = 0x3fff, /* more of them, or not the first */
     HEADERS_BYTES = IP_HLEN + TCP_HLEN,
-    BY_PORT = 64,
+    PLACES = 64, /* of streams by their ports; a power of two */
 };
 
 #define STALE_ANSWER_INTERVAL_NS (500 * NS_PER_MS)
@@ -29,27 +29,38 @@ enum {
 /* --- The short way -----------------------------------------------------------------------------
  */
 
-/* The stream that last came from a port with these low bits; another one there takes the long way.
- */
-static struct tcp_stream *by_port[BY_PORT];
+/* All streams, at the places that their ports give them: clients' ports are next to each other, or
+ * every other one. */
+static struct tcp_stream *by_ports[PLACES];
 
 static struct tcp_stream **place_of(uint32_t ports) {
-    const uint8_t *bytes = (const uint8_t *)&ports;
-    return &by_port[bytes[1] % BY_PORT];
+    uint32_t hash = ports * UINT32_C(0x9e3779b1); /* 2^32 by the golden ratio spreads neighbours */
+    return &by_ports[hash / (UINT32_MAX / PLACES + 1)];
 }
 
 void tcp_input_add(struct tcp_stream *tcp) {
     uint16_t ports[2] = {lwip_htons(tcp->pcb->remote_port), lwip_htons(tcp->pcb->local_port)};
     memcpy(&tcp->ports, ports, sizeof tcp->ports);
-    *place_of(tcp->ports) = tcp;
+    tcp->address = ip4_addr_get_u32(ip_2_ip4(&tcp->pcb->remote_ip));
+    struct tcp_stream **place = place_of(tcp->ports);
+    tcp->next_at_place = *place; /* before one that is dead already and had the same port */
+    *place = tcp;
 }
 
 void tcp_input_remove(const struct tcp_stream *tcp) {
-    for (unsigned i = 0; i < BY_PORT; i++) {
-        if (by_port[i] == tcp) {
-            by_port[i] = NULL;
-        }
+    struct tcp_stream **link = place_of(tcp->ports);
+    while (*link != tcp) {
+        link = &(*link)->next_at_place;
     }
+    *link = tcp->next_at_place;
+}
+
+static struct tcp_stream *find(uint32_t ports, uint32_t address) {
+    struct tcp_stream *tcp = *place_of(ports);
+    while (tcp != NULL && (tcp->ports != ports || tcp->address != address)) {
+        tcp = tcp->next_at_place;
+    }
+    return tcp;
 }
 
 /* The connection that a packet belongs to, when all that its headers say is that the streams go on:
@@ -65,14 +76,11 @@ static struct tcp_stream *continued(const struct pbuf *packet, const struct neti
     }
     uint32_t ports;
     memcpy(&ports, header, sizeof ports);
-    struct tcp_stream *tcp = *place_of(ports);
-    const struct tcp_pcb *pcb = tcp != NULL ? tcp->pcb : NULL;
+    struct tcp_stream *tcp = find(ports, ip->src.addr);
     /* Header of five words; of the flags only PSH may differ. */
     bool is_plain = (header->_hdrlen_rsvd_flags & PP_HTONS(0xf03f & ~TCP_PSH)) ==
                     PP_HTONS((5u << 12) | TCP_ACK);
-    bool is_its = pcb != NULL && ports == tcp->ports &&
-                  ip->src.addr == ip4_addr_get_u32(ip_2_ip4(&pcb->remote_ip));
-    return is_plain && is_its ? tcp : NULL;
+    return is_plain && tcp != NULL && tcp->pcb != NULL ? tcp : NULL;
 }
 
 /* Nothing is under way in which this segment could be more than the next bytes: it is the next one,

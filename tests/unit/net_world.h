@@ -8,7 +8,7 @@
 
 enum {
     WORLD_PORT = 10809,
-    WORLD_STREAMS = 8,
+    WORLD_STREAMS = 96,
     WORLD_HEARD_MAX = 1024,
     WORLD_TEXT_BYTES = 128 * 1024,
     FRAME_MAX = 14 + 60 + 60 + 1460,
