@@ -32,7 +32,8 @@ struct tcp_stream {
     bool lacks_memory; /* lwIP refused to send */
     bool owes_ack;     /* for more than one segment of this round */
     bool expects_reply;
-    bool is_closing; /* the owner has let go */
+    bool is_closing;         /* the owner has let go */
+    uint32_t unacknowledged; /* where what was received and not acknowledged begins, or before */
     uint64_t close_deadline_ns;
     uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */
     uint64_t frames_at_death; /* sent by the device's count when the connection ended */

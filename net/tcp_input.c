@@ -228,14 +228,16 @@ __attribute__((noinline)) bool tcp_input_continue(struct pbuf *packet, const str
         pbuf_free(packet);
         return true;
     }
+    if ((pcb->flags & TF_ACK_DELAY) != 0) {
+        tcp->owes_ack = true; /* for more than one segment: see send_owed_ack */
+    } else {
+        tcp->unacknowledged = pcb->rcv_nxt;
+    }
     pcb->rcv_nxt += bytes;
     pcb->rcv_wnd -= bytes;
     /* The window that was told ends where it did; by what it could be raised matters to tcp_recved
      * only. */
     pcb->rcv_ann_wnd -= bytes < pcb->rcv_ann_wnd ? bytes : pcb->rcv_ann_wnd;
-    if ((pcb->flags & TF_ACK_DELAY) != 0) {
-        tcp->owes_ack = true; /* for more than one segment: not later than at this round's end */
-    }
     tcp_set_flags(pcb, TF_ACK_DELAY);
     tcp_stream_received(tcp, packet);
     return true;

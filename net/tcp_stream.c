@@ -555,14 +555,20 @@ static void advance_close(struct tcp_stream *tcp) {
     }
 }
 
-/* What was sent since the last segment came has acknowledged it, and lwIP has taken its mark away.
- */
+/* For more than one segment, at the end of the round that took them in; unless what was sent since
+ * has acknowledged them, and lwIP has taken its mark away. As long as they are less than two full
+ * ones (RFC 9293, 3.8.6.3), as requests are, a reply that is expected may take it along. */
 static void send_owed_ack(struct tcp_stream *tcp) {
+    struct tcp_pcb *pcb = tcp->pcb;
     tcp->owes_ack = false;
-    if (tcp->pcb != NULL && (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
-        tcp_ack_now(tcp->pcb);
-        (void)tcp_output(tcp->pcb); /* without memory for it, the timer will acknowledge */
+    if (pcb == NULL || (pcb->flags & TF_ACK_DELAY) == 0) {
+        return;
     }
+    if (tcp->expects_reply && pcb->rcv_nxt - tcp->unacknowledged < 2u * wire_segment_bytes) {
+        return;
+    }
+    tcp_ack_now(pcb);
+    (void)tcp_output(pcb); /* without memory for it, the timer will acknowledge */
 }
 
 /* What lwIP keeps of segments on their way comes from pools that all connections share. One that

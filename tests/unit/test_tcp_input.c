@@ -437,6 +437,15 @@ TEST(whoever_says_something_is_there) {
     world_run(&(struct world_options){.config = "keepalive=1"}, silence);
 }
 
+static void say_at_once(unsigned segments, size_t bytes) {
+    for (unsigned i = 0; i < segments; i++) {
+        struct spoken spoken = {.data = world_text, .bytes = bytes};
+        fake_card_deliver(frame, client_frame(&client, &spoken, frame), 0);
+        client.at += (uint32_t)bytes;
+    }
+    world_settle();
+}
+
 static void one_round(void) {
     begin();
     client.stream->ops->expect_reply(client.stream, true);
@@ -447,16 +456,21 @@ static void one_round(void) {
     world_pass_ms(200);
     assert_int_equal(world_last_heard()->ack, client.at); /* but it does not come */
     world_forget_heard();
-    for (unsigned i = 0; i < 3; i++) {
-        fake_card_deliver(frame, client_frame(&client, &spoken, frame), 0);
-        client.at += 10;
-    }
-    world_settle();
+    say_at_once(3, 10); /* nor for three small ones, by themselves */
+    assert_int_equal(world.heard_count, 0);
+    say_at_once(2, 500); /* but bytes for nearly two full ones have come before these */
+    say_at_once(2, 500);
+    say_at_once(2, 500);
+    assert_int_equal(world.heard_count, 1);
+    assert_int_equal(world_last_heard()->ack, client.at);
+    world_forget_heard();
+    client.stream->ops->expect_reply(client.stream, false);
+    say_at_once(3, 10);
     assert_int_equal(world.heard_count, 1);
     assert_int_equal(world_last_heard()->ack, client.at);
 }
 
-TEST(of_several_segments_the_end_of_the_round_tells) {
+TEST(of_several_segments_a_reply_or_the_end_of_the_round_tells) {
     world_run(&plain, one_round);
 }
 
