@@ -43,7 +43,7 @@ START_SOURCES := $(wildcard boot/$(TARGET)/start/*.S)
 # what runs on the development machine, lwIP included, and with what it uses of the helpers beside it.
 # HOST_EXCLUDE (patterns) keeps out what cannot: files that need a board, or the link script's symbols.
 UNIT_TESTS   := $(wildcard tests/unit/test_*.c)
-UNIT_HELPERS := $(filter-out $(UNIT_TESTS),$(wildcard tests/unit/*.c))
+UNIT_HELPERS := $(filter-out $(UNIT_TESTS),$(wildcard tests/unit/*.c)) tests/device_ring.c
 HOST_EXCLUDE := core/mem/malloc.c core/start.c core/stack_guard.c
 HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
     $(call files_below,core/,%.c) \
@@ -54,7 +54,7 @@ HOST_SOURCES := $(filter-out $(HOST_EXCLUDE), \
 # Fuzzers: each tests/fuzz/fuzz_NAME.c is a program, linked with what it needs of the same sources. A
 # target may bring a network of its own: what it defines itself is not taken from the library.
 FUZZ_TARGETS := $(wildcard tests/fuzz/fuzz_*.c)
-FUZZ_HELPERS := $(filter-out $(FUZZ_TARGETS),$(wildcard tests/fuzz/*.c))
+FUZZ_HELPERS := $(filter-out $(FUZZ_TARGETS),$(wildcard tests/fuzz/*.c)) tests/device_ring.c
 FUZZ_SOURCES := $(HOST_SOURCES)
 
 # What neither of them links counts too when the lines are counted: as never reached.

@@ -17,6 +17,7 @@
 #include "core/mem/poison.h"
 #include "core/task/scheduler.h"
 #include "core/virtio/transport.h"
+#include "tests/device_ring.h"
 
 enum { HEAP_BYTES_MAX = 16 * 1024 * 1024, LOG_BYTES = 16 * 1024 };
 
@@ -91,6 +92,32 @@ const uint8_t *fuzz_bytes(struct fuzz_input *input, size_t *bytes) {
 
 void fuzz_log_again(void) {
     log_set_sink(keep_log, NULL);
+}
+
+void device_ring_broken(const char *rule, const char *file, int line) {
+    fuzz_fail(rule, file, line);
+}
+
+void fuzz_ring_lie(struct fuzz_input *input, unsigned kind, struct device_ring *ring) {
+    uint32_t id;
+    uint8_t *place;
+    switch (kind) {
+    case 0: /* a number that may be in flight, a length that may be one */
+        id = fuzz_u8(input);
+        device_ring_complete(ring, id, fuzz_u16(input));
+        break;
+    case 1:
+        id = fuzz_u32(input);
+        device_ring_complete(ring, id, fuzz_u32(input));
+        break;
+    case 2:
+        device_ring_publish(ring, fuzz_u8(input));
+        break;
+    default: /* anywhere in what it may write */
+        place = ring->used + fuzz_u16(input) % (6 + 8 * ring->size);
+        *place = fuzz_u8(input);
+        break;
+    }
 }
 
 void fuzz_begin(void) {

@@ -40,6 +40,12 @@ uint64_t fuzz_u64(struct fuzz_input *input);
 /* The next bytes themselves, `*bytes` or as many as there are. */
 const uint8_t *fuzz_bytes(struct fuzz_input *input, size_t *bytes);
 
+/* What a device may write into a used ring that is not so, `kind` of [0, FUZZ_RING_LIES), as the
+ * input has it. */
+enum { FUZZ_RING_LIES = 4 };
+struct device_ring;
+void fuzz_ring_lie(struct fuzz_input *input, unsigned kind, struct device_ring *ring);
+
 /* Panics and the log come here from now on. The clock stands at one second. */
 void fuzz_begin(void);
 /* The log comes here again, after it went elsewhere for a while. */

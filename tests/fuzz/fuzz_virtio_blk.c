@@ -15,6 +15,7 @@
 #include "boot/host/host.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
+#include "tests/device_ring.h"
 #include "tests/fuzz/fuzz.h"
 
 enum {
@@ -26,9 +27,6 @@ enum {
     HEAP_BYTES = 4 * 1024 * 1024,
     CLIENT_STACK_BYTES = 256 * 1024,
     IDLES_MAX = 20000, /* far more than resets and attempts take */
-    NEXT = 1,
-    WRITE = 2,
-    INDIRECT = 4,
 };
 
 enum option {
@@ -37,13 +35,6 @@ enum option {
     SMALL_RING = 4,
     RESETS_SLOWLY = 8,
     REALLY_LIES = 16
-};
-
-struct descriptor {
-    uint64_t address;
-    uint32_t length;
-    uint16_t flags;
-    uint16_t next;
 };
 
 struct asked {
@@ -60,12 +51,7 @@ static struct {
     uint32_t status;
     uint8_t config[CONFIG_BYTES];
     size_t config_bytes;
-    uint8_t *descriptors;
-    uint8_t *available;
-    uint8_t *used;
-    unsigned size;
-    uint16_t seen;
-    uint16_t used_index;
+    struct device_ring ring;
     unsigned slow_reads;
     unsigned options;
     unsigned idles;
@@ -97,9 +83,7 @@ static void status_write(struct virtio_transport *transport, uint32_t status) {
             return;
         }
         device.slow_reads = (device.options & RESETS_SLOWLY) != 0 ? 100 : 0;
-        device.seen = 0;
-        device.used_index = 0;
-        device.size = 0;
+        device.ring = (struct device_ring){0};
     }
     device.status = status;
 }
@@ -124,10 +108,7 @@ static int queue_enable(struct virtio_transport *transport, unsigned index, unsi
                         struct phys_addr device_area) {
     (void)transport;
     FUZZ_CHECK(index == 0 && size > 0);
-    device.size = size;
-    device.descriptors = pointer_of(descriptors);
-    device.available = pointer_of(driver_area);
-    device.used = pointer_of(device_area);
+    device.ring = device_ring_at(size, descriptors, driver_area, device_area);
     return 0;
 }
 
@@ -178,49 +159,18 @@ static const struct virtio_transport_ops ops = {.status_read = status_read,
 
 /* --- The device at work --- */
 
-static void complete(uint32_t id, uint32_t length) {
-    uint8_t *entry = device.used + 4 + 8 * (size_t)(device.used_index % device.size);
-    memcpy(entry, &id, 4);
-    memcpy(entry + 4, &length, 4);
-    device.used_index++;
-    memcpy(device.used + 2, &device.used_index, 2);
-}
-
-/* What the driver shows must make sense, whatever the device does: it writes through it. */
-static unsigned walk(uint16_t head, struct descriptor *chain) {
-    const uint8_t *table = device.descriptors;
-    struct descriptor at;
-    memcpy(&at, table + 16 * (size_t)head, sizeof at);
-    if ((at.flags & INDIRECT) != 0) {
-        table = pointer_of(phys_addr(at.address));
-        memcpy(&at, table, sizeof at);
-    }
-    for (unsigned count = 0;;) {
-        FUZZ_CHECK(count < CHAIN_MAX);
-        chain[count++] = at;
-        if ((at.flags & NEXT) == 0) {
-            return count;
-        }
-        memcpy(&at, table + 16 * (size_t)at.next, sizeof at);
-    }
-}
-
 /* Fills what it may write, says `status`, and that it wrote `extra` more than it did. */
 static void serve(uint8_t status, uint32_t extra) {
-    struct descriptor chain[CHAIN_MAX];
-    uint16_t published = 0;
-    uint16_t head = 0;
+    struct ring_descriptor chain[CHAIN_MAX];
     uint32_t written = 0;
-    memcpy(&published, device.available + 2, 2);
-    if (device.seen == published) {
+    if (device_ring_waiting(&device.ring) == 0) {
         return;
     }
-    memcpy(&head, device.available + 4 + 2 * (size_t)(device.seen++ % device.size), 2);
-    FUZZ_CHECK(head < device.size);
-    unsigned count = walk(head, chain);
+    uint16_t head = device_ring_take(&device.ring);
+    unsigned count = device_ring_walk(&device.ring, head, chain, CHAIN_MAX);
     for (unsigned i = 0; i < count; i++) {
-        uint8_t *data = pointer_of(phys_addr(chain[i].address));
-        if ((chain[i].flags & WRITE) != 0) {
+        uint8_t *data = device_ring_memory(&chain[i]);
+        if ((chain[i].flags & RING_WRITE) != 0) {
             memset(data, i + 1 == count ? status : 0xd5, chain[i].length);
             written += chain[i].length;
         } else {
@@ -230,27 +180,7 @@ static void serve(uint8_t status, uint32_t extra) {
             }
         }
     }
-    complete(head, written + extra);
-}
-
-static void lie(void) {
-    uint8_t *place;
-    switch (fuzz_u8(&input) % 4) {
-    case 0:
-        complete(fuzz_u8(&input), fuzz_u16(&input));
-        break;
-    case 1:
-        complete(fuzz_u32(&input), fuzz_u32(&input));
-        break;
-    case 2:
-        device.used_index = (uint16_t)(device.used_index + fuzz_u8(&input));
-        memcpy(device.used + 2, &device.used_index, 2);
-        break;
-    default: /* anywhere in the ring that it may write */
-        place = device.used + fuzz_u16(&input) % (6 + 8 * device.size);
-        *place = fuzz_u8(&input);
-        break;
-    }
+    device_ring_complete(&device.ring, head, written + extra);
 }
 
 static void change_config(void) {
@@ -263,7 +193,7 @@ static void change_config(void) {
 
 /* One step of what the input makes of the device; false when it leaves it alone. */
 static bool device_step(void) {
-    if (device.size == 0) {
+    if (device.ring.size == 0) {
         return false;
     }
     if (input.left == 0) {
@@ -284,7 +214,7 @@ static bool device_step(void) {
         serve(0, fuzz_u16(&input));
         break;
     case 4:
-        lie();
+        fuzz_ring_lie(&input, fuzz_u8(&input) % FUZZ_RING_LIES, &device.ring);
         break;
     case 5:
         change_config();

@@ -8,6 +8,7 @@
 #include "boot/host/host.h"
 #include "core/mem/io_buffer.h"
 #include "net/virtio_net.h"
+#include "tests/device_ring.h"
 
 enum {
     RECEIVE = 0,
@@ -16,25 +17,6 @@ enum {
     CHAIN_MAX = 300,
     BUFFERS_MAX = 80, /* of one frame */
     SLOW_READS = 100,
-    NEXT = 1,
-    WRITE = 2,
-    INDIRECT = 4,
-};
-
-struct descriptor {
-    uint64_t address;
-    uint32_t length;
-    uint16_t flags;
-    uint16_t next;
-};
-
-struct queue {
-    uint8_t *descriptors;
-    uint8_t *available;
-    uint8_t *used;
-    unsigned size;
-    uint16_t seen;
-    uint16_t used_index;
 };
 
 static struct {
@@ -42,7 +24,7 @@ static struct {
     struct device_node node;
     struct io_buffer dma;
     struct net_device_options options;
-    struct queue queues[QUEUES];
+    struct device_ring queues[QUEUES];
     uint64_t agreed;
     uint32_t status;
     unsigned slow_reads;
@@ -99,10 +81,7 @@ static int queue_enable(struct virtio_transport *transport, unsigned index, unsi
     (void)transport;
     FUZZ_CHECK(index < QUEUES);
     FUZZ_CHECK(size > 0 && size <= device.options.ring_size);
-    device.queues[index] = (struct queue){.descriptors = pointer_of(descriptors),
-                                          .available = pointer_of(driver_area),
-                                          .used = pointer_of(device_area),
-                                          .size = size};
+    device.queues[index] = device_ring_at(size, descriptors, driver_area, device_area);
     return 0;
 }
 
@@ -145,72 +124,25 @@ static const struct virtio_transport_ops ops = {.status_read = status_read,
                                                 .config_bytes = config_bytes,
                                                 .barrier = nothing};
 
-/* --- Rings --- */
-
-static unsigned waiting(const struct queue *queue) {
-    uint16_t published = 0;
-    if (queue->size == 0) {
-        return 0;
-    }
-    memcpy(&published, queue->available + 2, 2);
-    return (uint16_t)(published - queue->seen);
-}
-
-static uint16_t next_head(struct queue *queue) {
-    uint16_t head = 0;
-    memcpy(&head, queue->available + 4 + 2 * (size_t)(queue->seen++ % queue->size), 2);
-    FUZZ_CHECK(head < queue->size);
-    return head;
-}
-
-static void complete(struct queue *queue, uint32_t id, uint32_t length) {
-    uint8_t *entry = queue->used + 4 + 8 * (size_t)(queue->used_index % queue->size);
-    memcpy(entry, &id, 4);
-    memcpy(entry + 4, &length, 4);
-    queue->used_index++;
-    memcpy(queue->used + 2, &queue->used_index, 2);
-}
-
-/* What the driver shows must make sense, whatever the device does. */
-static unsigned walk(const struct queue *queue, uint16_t head, struct descriptor *chain) {
-    const uint8_t *table = queue->descriptors;
-    struct descriptor at;
-    memcpy(&at, table + 16 * (size_t)head, sizeof at);
-    if ((at.flags & INDIRECT) != 0) {
-        table = pointer_of(phys_addr(at.address));
-        memcpy(&at, table, sizeof at);
-    }
-    for (unsigned count = 0;;) {
-        FUZZ_CHECK(count < CHAIN_MAX);
-        chain[count++] = at;
-        if ((at.flags & NEXT) == 0) {
-            return count;
-        }
-        memcpy(&at, table + 16 * (size_t)at.next, sizeof at);
-    }
-}
-
 /* --- Frames --- */
 
 unsigned net_device_buffers(void) {
-    return waiting(&device.queues[RECEIVE]);
+    return device_ring_waiting(&device.queues[RECEIVE]);
 }
 
 /* The next buffer of the ring, without taking it. */
-static struct descriptor buffer_ahead(unsigned ahead) {
-    const struct queue *queue = &device.queues[RECEIVE];
-    struct descriptor chain[CHAIN_MAX];
-    uint16_t head = 0;
-    memcpy(&head, queue->available + 4 + 2 * (size_t)((queue->seen + ahead) % queue->size), 2);
-    FUZZ_CHECK(head < queue->size);
-    FUZZ_CHECK(walk(queue, head, chain) == 1 && (chain[0].flags & WRITE) != 0);
+static struct ring_descriptor buffer_ahead(unsigned ahead) {
+    const struct device_ring *queue = &device.queues[RECEIVE];
+    struct ring_descriptor chain[CHAIN_MAX];
+    unsigned count = device_ring_walk(queue, device_ring_peek(queue, ahead), chain, CHAIN_MAX);
+    FUZZ_CHECK(count == 1 && (chain[0].flags & RING_WRITE) != 0);
     return chain[0];
 }
 
 bool net_device_deliver(const uint8_t *frame, size_t bytes, uint8_t flags) {
-    struct queue *queue = &device.queues[RECEIVE];
+    struct device_ring *queue = &device.queues[RECEIVE];
     struct net_header header = {.flags = flags};
-    unsigned buffers = waiting(queue);
+    unsigned buffers = device_ring_waiting(queue);
     unsigned need = 0;
     size_t room = 0;
     bool may_merge = (device.agreed & NET_DEVICE_MRG_RXBUF) != 0;
@@ -222,83 +154,73 @@ bool net_device_deliver(const uint8_t *frame, size_t bytes, uint8_t flags) {
     }
     header.buffer_count = (uint16_t)need;
     for (unsigned i = 0; i < need; i++) {
-        struct descriptor buffer = buffer_ahead(0);
-        uint8_t *data = pointer_of(phys_addr(buffer.address));
+        struct ring_descriptor buffer = buffer_ahead(0);
+        uint8_t *data = device_ring_memory(&buffer);
         size_t used = i == 0 ? sizeof header : 0;
         size_t part = buffer.length - used < bytes ? buffer.length - used : bytes;
         memcpy(data, &header, used);
         memcpy(data + used, frame, part);
         frame += part;
         bytes -= part;
-        complete(queue, next_head(queue), (uint32_t)(used + part));
+        device_ring_complete(queue, device_ring_take(queue), (uint32_t)(used + part));
     }
     return true;
 }
 
 void net_device_take(unsigned frames_max, net_device_taken *taken) {
-    struct queue *queue = &device.queues[SEND];
-    struct descriptor chain[CHAIN_MAX];
-    while (frames_max-- > 0 && waiting(queue) > 0) {
-        uint16_t head = next_head(queue);
+    struct device_ring *queue = &device.queues[SEND];
+    struct ring_descriptor chain[CHAIN_MAX];
+    while (frames_max-- > 0 && device_ring_waiting(queue) > 0) {
+        uint16_t head = device_ring_take(queue);
         if (device.has_lied_of_sent) {
             /* What it has called done is the driver's again, and not for reading. */
-            complete(queue, head, 0);
+            device_ring_complete(queue, head, 0);
             continue;
         }
-        unsigned count = walk(queue, head, chain);
+        unsigned count = device_ring_walk(queue, head, chain, CHAIN_MAX);
         struct net_header header;
         size_t bytes = 0;
         for (unsigned i = 0; i < count; i++) {
-            FUZZ_CHECK((chain[i].flags & WRITE) == 0 &&
+            FUZZ_CHECK((chain[i].flags & RING_WRITE) == 0 &&
                        chain[i].length <= NET_DEVICE_FRAME_MAX - bytes);
-            memcpy(frame_sent + bytes, pointer_of(phys_addr(chain[i].address)), chain[i].length);
+            memcpy(frame_sent + bytes, device_ring_memory(&chain[i]), chain[i].length);
             bytes += chain[i].length;
         }
         FUZZ_CHECK(bytes >= sizeof header);
         memcpy(&header, frame_sent, sizeof header);
-        complete(queue, head, 0);
+        device_ring_complete(queue, head, 0);
         taken(&header, frame_sent + sizeof header, bytes - sizeof header);
     }
 }
 
 /* --- Lies --- */
 
+/* A header that claims other buffers than there are, in one that is ours to fill. */
+static void lie_in_header(struct fuzz_input *input) {
+    struct device_ring *queue = &device.queues[RECEIVE];
+    struct net_header header = {.flags = fuzz_u8(input), .buffer_count = fuzz_u16(input)};
+    if (device_ring_waiting(queue) == 0) {
+        return;
+    }
+    struct ring_descriptor buffer = buffer_ahead(0);
+    memcpy(device_ring_memory(&buffer), &header, sizeof header);
+    uint32_t bytes = fuzz_u16(input) % (buffer.length + 1);
+    device_ring_complete(queue, device_ring_take(queue), bytes);
+}
+
 void net_device_lie(struct fuzz_input *input) {
-    uint8_t kind = fuzz_u8(input);
-    struct queue *queue = &device.queues[kind >> 7];
+    uint8_t word = fuzz_u8(input);
+    unsigned kind = word % (FUZZ_RING_LIES + 1);
+    struct device_ring *queue = &device.queues[word >> 7];
     if (queue->size == 0) {
         return;
     }
     device.has_lied = true;
-    device.has_lied_of_sent |= kind >> 7 == SEND;
-    switch (kind % 5) {
-    case 0: /* a number that may be in flight, a length that may be one */
-        complete(queue, fuzz_u8(input), fuzz_u16(input));
-        break;
-    case 1:
-        complete(queue, fuzz_u32(input), fuzz_u32(input));
-        break;
-    case 2:
-        queue->used_index = (uint16_t)(queue->used_index + fuzz_u8(input));
-        memcpy(queue->used + 2, &queue->used_index, 2);
-        break;
-    case 3: { /* anywhere in what it may write */
-        uint8_t *place = queue->used + fuzz_u16(input) % (6 + 8 * queue->size);
-        *place = fuzz_u8(input);
-        break;
-    }
-    default: { /* a header that claims other buffers than there are, in one that is ours to fill */
-        struct net_header header = {.flags = fuzz_u8(input), .buffer_count = fuzz_u16(input)};
-        struct descriptor buffer;
-        if (waiting(&device.queues[RECEIVE]) == 0) {
-            break;
-        }
-        buffer = buffer_ahead(0);
-        memcpy(pointer_of(phys_addr(buffer.address)), &header, sizeof header);
-        complete(&device.queues[RECEIVE], next_head(&device.queues[RECEIVE]),
-                 fuzz_u16(input) % (buffer.length + 1));
-        break;
-    }
+    device.has_lied_of_sent |= word >> 7 == SEND;
+    if (kind < FUZZ_RING_LIES) {
+        fuzz_ring_lie(input, kind, queue);
+    } else {
+        lie_in_header(input);
     }
 }
 

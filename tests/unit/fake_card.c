@@ -7,14 +7,7 @@
 #include "core/mem/io_buffer.h"
 #include "tests/unit/unit.h"
 
-enum { NEXT = 1, WRITE = 2, INDIRECT = 4, CHAIN_MAX = 300, BUFFERS_MAX = 80 };
-
-struct descriptor {
-    uint64_t address;
-    uint32_t length;
-    uint16_t flags;
-    uint16_t next;
-};
+enum { CHAIN_MAX = 300, BUFFERS_MAX = 80 };
 
 struct fake_card card;
 
@@ -33,8 +26,8 @@ static void status_write(struct virtio_transport *transport, uint32_t status) {
     }
     card.status = status;
     if (status == 0) {
-        card.receive = (struct card_queue){0};
-        card.send = (struct card_queue){0};
+        card.receive = (struct device_ring){0};
+        card.send = (struct device_ring){0};
     }
 }
 
@@ -58,11 +51,8 @@ static int queue_enable(struct virtio_transport *transport, unsigned index, unsi
                         struct phys_addr device_area) {
     (void)transport;
     assert_true(index < 2 && size > 0 && size <= card.ring_max);
-    struct card_queue *queue = index == 0 ? &card.receive : &card.send;
-    *queue = (struct card_queue){.descriptors = pointer_of(descriptors),
-                                 .available = pointer_of(driver_area),
-                                 .used = pointer_of(device_area),
-                                 .size = size};
+    struct device_ring *ring = index == 0 ? &card.receive : &card.send;
+    *ring = device_ring_at(size, descriptors, driver_area, device_area);
     return 0;
 }
 
@@ -131,61 +121,18 @@ void fake_card_unplug(void) {
 
 /* --- Rings --- */
 
-static unsigned waiting(const struct card_queue *queue) {
-    uint16_t published = 0;
-    if (queue->size == 0) {
-        return 0;
-    }
-    memcpy(&published, queue->available + 2, 2);
-    return (uint16_t)(published - queue->seen);
-}
-
-static uint16_t next_head(struct card_queue *queue) {
-    uint16_t head = 0;
-    assert_true(waiting(queue) > 0);
-    memcpy(&head, queue->available + 4 + 2 * (size_t)(queue->seen++ % queue->size), 2);
-    assert_true(head < queue->size);
-    return head;
-}
-
-static void complete(struct card_queue *queue, uint32_t id, uint32_t length) {
-    uint8_t *entry = queue->used + 4 + 8 * (size_t)(queue->used_index % queue->size);
-    memcpy(entry, &id, 4);
-    memcpy(entry + 4, &length, 4);
-    queue->used_index++;
-    memcpy(queue->used + 2, &queue->used_index, 2);
-}
-
-static unsigned walk(const struct card_queue *queue, uint16_t head, struct descriptor *chain) {
-    const uint8_t *table = queue->descriptors;
-    struct descriptor at;
-    memcpy(&at, table + 16 * (size_t)head, sizeof at);
-    if ((at.flags & INDIRECT) != 0) {
-        table = pointer_of(phys_addr(at.address));
-        memcpy(&at, table, sizeof at);
-    }
-    for (unsigned count = 0;;) {
-        assert_true(count < CHAIN_MAX);
-        chain[count++] = at;
-        if ((at.flags & NEXT) == 0) {
-            return count;
-        }
-        memcpy(&at, table + 16 * (size_t)at.next, sizeof at);
-    }
-}
-
 unsigned fake_card_buffers(void) {
-    return waiting(&card.receive);
+    return device_ring_waiting(&card.receive);
 }
 
 /* The buffer that is due, and where it is to be said to be full. */
 static uint8_t *next_buffer(uint16_t *head, uint32_t *room) {
-    struct descriptor chain[CHAIN_MAX];
-    *head = next_head(&card.receive);
-    assert_int_equal(walk(&card.receive, *head, chain), 1);
-    assert_true((chain[0].flags & WRITE) != 0);
+    struct ring_descriptor chain[CHAIN_MAX];
+    *head = device_ring_take(&card.receive);
+    assert_int_equal(device_ring_walk(&card.receive, *head, chain, CHAIN_MAX), 1);
+    assert_true((chain[0].flags & RING_WRITE) != 0);
     *room = chain[0].length;
-    return pointer_of(phys_addr(chain[0].address));
+    return device_ring_memory(&chain[0]);
 }
 
 void fake_card_deliver(const void *frame, size_t bytes, uint8_t flags) {
@@ -213,7 +160,7 @@ void fake_card_deliver(const void *frame, size_t bytes, uint8_t flags) {
     header.buffer_count = (uint16_t)count;
     memcpy(buffers[0].data, &header, sizeof header);
     for (unsigned i = 0; i < count; i++) {
-        complete(&card.receive, buffers[i].head, buffers[i].used);
+        device_ring_complete(&card.receive, buffers[i].head, buffers[i].used);
     }
 }
 
@@ -224,26 +171,26 @@ void fake_card_claim(unsigned claimed, uint32_t written) {
     uint8_t *data = next_buffer(&head, &room);
     assert_true(written <= room);
     memcpy(data, &header, sizeof header);
-    complete(&card.receive, head, written);
+    device_ring_complete(&card.receive, head, written);
 }
 
 void fake_card_break_receive(void) {
-    complete(&card.receive, card.receive.size, 0);
+    device_ring_complete(&card.receive, card.receive.size, 0);
 }
 
 size_t fake_card_hold(uint8_t frame[CARD_FRAME_MAX], uint16_t *held) {
-    struct descriptor chain[CHAIN_MAX];
+    struct ring_descriptor chain[CHAIN_MAX];
     size_t bytes = 0;
     size_t skip = sizeof(struct net_header);
-    if (waiting(&card.send) == 0) {
+    if (device_ring_waiting(&card.send) == 0) {
         return 0;
     }
-    *held = next_head(&card.send);
-    unsigned count = walk(&card.send, *held, chain);
+    *held = device_ring_take(&card.send);
+    unsigned count = device_ring_walk(&card.send, *held, chain, CHAIN_MAX);
     assert_true(chain[0].length >= skip);
     for (unsigned i = 0; i < count; i++) {
-        const uint8_t *data = pointer_of(phys_addr(chain[i].address));
-        assert_true((chain[i].flags & WRITE) == 0);
+        const uint8_t *data = device_ring_memory(&chain[i]);
+        assert_true((chain[i].flags & RING_WRITE) == 0);
         assert_true(chain[i].length - skip <= CARD_FRAME_MAX - bytes);
         memcpy(frame + bytes, data + skip, chain[i].length - skip);
         bytes += chain[i].length - skip;
@@ -253,7 +200,7 @@ size_t fake_card_hold(uint8_t frame[CARD_FRAME_MAX], uint16_t *held) {
 }
 
 void fake_card_done(uint16_t held) {
-    complete(&card.send, held, 0);
+    device_ring_complete(&card.send, held, 0);
 }
 
 size_t fake_card_take(uint8_t frame[CARD_FRAME_MAX]) {

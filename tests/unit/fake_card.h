@@ -6,6 +6,7 @@
 #include "core/virtio/transport.h"
 #include "net/offload.h"
 #include "net/virtio_net.h"
+#include "tests/device_ring.h"
 
 #define CARD_CSUM       (UINT64_C(1) << 0)
 #define CARD_GUEST_CSUM (UINT64_C(1) << 1)
@@ -17,15 +18,6 @@
 #define CARD_STATUS     (UINT64_C(1) << 16)
 
 enum { CARD_CONFIG_BYTES = 12, CARD_RING = 1024, CARD_FRAME_MAX = 64 * 1024 };
-
-struct card_queue {
-    uint8_t *descriptors;
-    uint8_t *available;
-    uint8_t *used;
-    unsigned size;
-    uint16_t seen;
-    uint16_t used_index;
-};
 
 struct fake_card {
     struct virtio_transport transport;
@@ -39,8 +31,8 @@ struct fake_card {
     bool never_resets;  /* once it has begun */
     bool is_restless;   /* its configuration changes at every look */
     size_t first_bytes; /* of a frame, in its first buffer; 0: as many as there is room for */
-    struct card_queue receive;
-    struct card_queue send;
+    struct device_ring receive;
+    struct device_ring send;
 };
 
 extern struct fake_card card;

@@ -8,14 +8,7 @@
 #include "core/task/task.h"
 #include "tests/unit/unit.h"
 
-enum { NEXT = 1, WRITE = 2, INDIRECT = 4, CHAIN_MAX = 80 };
-
-struct descriptor {
-    uint64_t address;
-    uint32_t length;
-    uint16_t flags;
-    uint16_t next;
-};
+enum { CHAIN_MAX = 80 };
 
 struct fake_disk device;
 uint8_t fake_content[FAKE_SECTORS * 512];
@@ -46,9 +39,7 @@ static void status_write(struct virtio_transport *transport, uint32_t status) {
     }
     device.status = status;
     if (status == 0) {
-        device.seen = 0;
-        device.used_index = 0;
-        device.size = 0;
+        device.ring = (struct device_ring){0};
         device.resets++;
         device.mood = device.mood_after_reset;
     }
@@ -77,10 +68,7 @@ static int queue_enable(struct virtio_transport *transport, unsigned index, unsi
     /* After a reset the driver must have emptied what it shows again. */
     const uint8_t *rings[] = {pointer_of(driver_area), pointer_of(device_area)};
     assert_true(rings[0][2] == 0 && rings[0][3] == 0 && rings[1][2] == 0 && rings[1][3] == 0);
-    device.size = size;
-    device.descriptors = pointer_of(descriptors);
-    device.available = pointer_of(driver_area);
-    device.used = pointer_of(device_area);
+    device.ring = device_ring_at(size, descriptors, driver_area, device_area);
     return 0;
 }
 
@@ -112,43 +100,17 @@ static void barrier(struct virtio_transport *transport) {
     (void)transport;
 }
 
-static void complete(uint32_t id, uint32_t length) {
-    uint8_t *entry = device.used + 4 + 8 * (size_t)(device.used_index % device.size);
-    memcpy(entry, &id, 4);
-    memcpy(entry + 4, &length, 4);
-    device.used_index++;
-    memcpy(device.used + 2, &device.used_index, 2);
-}
-
-static unsigned walk(uint16_t head, struct descriptor *chain) {
-    const uint8_t *table = device.descriptors;
-    struct descriptor at;
-    memcpy(&at, table + 16 * (size_t)head, sizeof at);
-    if ((at.flags & INDIRECT) != 0) {
-        table = pointer_of(phys_addr(at.address));
-        memcpy(&at, table, sizeof at);
-    }
-    for (unsigned count = 0;;) {
-        assert_true(count < CHAIN_MAX);
-        chain[count++] = at;
-        if ((at.flags & NEXT) == 0) {
-            return count;
-        }
-        memcpy(&at, table + 16 * (size_t)at.next, sizeof at);
-    }
-}
-
 static bool touches(uint64_t sector, const struct fake_request *request) {
     return request->type != 4 && sector >= request->sector &&
            sector < request->sector + (request->bytes + 511) / 512;
 }
 
 /* VIRTIO 1.3, 5.2.6: header, data or range, status. */
-static struct fake_request read_request(const struct descriptor *chain, unsigned count) {
+static struct fake_request read_request(const struct ring_descriptor *chain, unsigned count) {
     struct fake_request request = {0};
-    const uint8_t *header = pointer_of(phys_addr(chain[0].address));
+    const uint8_t *header = device_ring_memory(&chain[0]);
     assert_true(chain[0].length == 16 && count >= 2 && chain[count - 1].length == 1);
-    assert_true((chain[count - 1].flags & WRITE) != 0);
+    assert_true((chain[count - 1].flags & RING_WRITE) != 0);
     memcpy(&request.type, header, 4);
     memcpy(&request.sector, header + 8, 8);
     for (unsigned i = 1; i + 1 < count; i++) {
@@ -157,7 +119,7 @@ static struct fake_request read_request(const struct descriptor *chain, unsigned
     assert_true(request.type < ARRAY_COUNT(device.requests));
     if (request.type >= 11) {
         uint32_t sectors;
-        const uint8_t *range = pointer_of(phys_addr(chain[1].address));
+        const uint8_t *range = device_ring_memory(&chain[1]);
         assert_true(count == 3 && request.bytes == 16 && request.sector == 0);
         memcpy(&request.sector, range, 8);
         memcpy(&sectors, range + 8, 4);
@@ -168,7 +130,7 @@ static struct fake_request read_request(const struct descriptor *chain, unsigned
 }
 
 /* Returns the bytes written. */
-static uint32_t serve(const struct fake_request *request, const struct descriptor *chain,
+static uint32_t serve(const struct fake_request *request, const struct ring_descriptor *chain,
                       unsigned count) {
     uint32_t written = 1;
     uint8_t *at = fake_content + request->sector * 512;
@@ -177,8 +139,8 @@ static uint32_t serve(const struct fake_request *request, const struct descripto
     assert_true(request->type == 4 || request->type == 8 ||
                 request->sector + request->bytes / 512 <= capacity);
     for (unsigned i = 1; i + 1 < count && request->type < 11; i++) {
-        void *data = pointer_of(phys_addr(chain[i].address));
-        assert_int_equal((chain[i].flags & WRITE) != 0, request->type != 1);
+        void *data = device_ring_memory(&chain[i]);
+        assert_int_equal((chain[i].flags & RING_WRITE) != 0, request->type != 1);
         if (request->type == 8) {
             assert_int_equal(chain[i].length, 20);
             strncpy(data, device.id, 20);
@@ -199,8 +161,8 @@ static uint32_t serve(const struct fake_request *request, const struct descripto
 static void do_request(uint16_t head, enum fake_mood mood) {
     static const uint8_t statuses[] = {
         [FAILS] = 1, [NOT_OFFERED] = 2, [SPEAKS_ODDLY] = 99, [REPEATS] = 0};
-    struct descriptor chain[CHAIN_MAX];
-    unsigned count = walk(head, chain);
+    struct ring_descriptor chain[CHAIN_MAX];
+    unsigned count = device_ring_walk(&device.ring, head, chain, CHAIN_MAX);
     struct fake_request request = read_request(chain, count);
     if (touches(device.silent_sector, &request)) {
         return;
@@ -213,34 +175,28 @@ static void do_request(uint16_t head, enum fake_mood mood) {
         device.served[device.served_count++] = request;
     }
     uint32_t written = mood == FAILS || mood == NOT_OFFERED ? 1 : serve(&request, chain, count);
-    *(uint8_t *)pointer_of(phys_addr(chain[count - 1].address)) = statuses[mood];
+    *device_ring_memory(&chain[count - 1]) = statuses[mood];
     written = mood == READS_SHORT ? 1 : mood == BRAGS ? written + 4096 : written;
     if (mood != FORGETS) {
-        complete(head, written);
+        device_ring_complete(&device.ring, head, written);
     }
     if (mood == REPEATS) {
-        complete(head, written);
+        device_ring_complete(&device.ring, head, written);
     }
 }
 
 void fake_disk_work(void) {
-    uint16_t published;
-    if (device.size == 0 || device.is_unplugged) {
-        return;
-    }
-    memcpy(&published, device.available + 2, 2);
-    while (device.seen != published) {
-        uint16_t head;
+    while (!device.is_unplugged && device_ring_waiting(&device.ring) > 0) {
         enum fake_mood mood = device.good_requests > 0 ? SERVES : device.mood;
         if (mood == KEEPS_SILENT) {
             return;
         }
         device.good_requests -= device.good_requests > 0;
-        memcpy(&head, device.available + 4 + 2 * (size_t)(device.seen++ % device.size), 2);
+        uint16_t head = device_ring_take(&device.ring);
         if (mood == LIES) {
-            complete(head + 1u, 0);
+            device_ring_complete(&device.ring, head + 1u, 0);
         } else if (mood == MIXES_UP) {
-            complete(head, 1);
+            device_ring_complete(&device.ring, head, 1);
         } else {
             do_request(head, mood);
         }

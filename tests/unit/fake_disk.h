@@ -4,6 +4,7 @@
 
 #include "blk/virtio_blk.h"
 #include "core/virtio/transport.h"
+#include "tests/device_ring.h"
 
 #define F_SIZE_MAX     (UINT64_C(1) << 1)
 #define F_SEG_MAX      (UINT64_C(1) << 2)
@@ -52,12 +53,7 @@ struct fake_disk {
     size_t config_bytes;
     bool keeps_cache_mode; /* does not take another one */
     unsigned ring_max;
-    uint8_t *descriptors;
-    uint8_t *available;
-    uint8_t *used;
-    unsigned size;
-    uint16_t seen;
-    uint16_t used_index;
+    struct device_ring ring;
     enum fake_mood mood;
     enum fake_mood mood_after_reset;
     unsigned good_requests; /* served well before the mood sets in */

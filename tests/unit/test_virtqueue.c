@@ -5,26 +5,15 @@
 #include <string.h>
 
 #include "core/panic.h"
+#include "tests/device_ring.h"
 #include "tests/unit/unit.h"
 
-enum { SIZE = 8, TABLES = 4, TABLE_SIZE = 16, NEXT = 1, WRITE = 2, INDIRECT = 4 };
-
-struct wire_descriptor {
-    uint64_t address;
-    uint32_t length;
-    uint16_t flags;
-    uint16_t next;
-};
+enum { SIZE = 8, TABLES = 4, TABLE_SIZE = 16 };
 
 /* The device's side. */
 static struct {
     struct virtio_transport transport;
-    uint8_t *descriptors;
-    uint8_t *available;
-    uint8_t *used;
-    unsigned size;
-    uint16_t available_seen;
-    uint16_t used_index;
+    struct device_ring ring;
     unsigned notifies;
     unsigned barriers;
     bool refuses;
@@ -36,7 +25,7 @@ static struct virtqueue *queue;
 
 static unsigned queue_size_max(struct virtio_transport *transport, unsigned index) {
     (void)transport;
-    return index == 0 ? device.size : 0;
+    return index == 0 ? device.ring.size : 0;
 }
 
 static int queue_enable(struct virtio_transport *transport, unsigned index, unsigned size,
@@ -47,10 +36,7 @@ static int queue_enable(struct virtio_transport *transport, unsigned index, unsi
     assert_int_equal(descriptors.value % 16, 0);
     assert_int_equal(driver_area.value % 2, 0);
     assert_int_equal(device_area.value % 4, 0);
-    device.size = size;
-    device.descriptors = pointer_of(descriptors);
-    device.available = pointer_of(driver_area);
-    device.used = pointer_of(device_area);
+    device.ring = device_ring_at(size, descriptors, driver_area, device_area);
     return device.refuses ? -EIO : 0;
 }
 
@@ -91,11 +77,11 @@ static void store32(uint8_t *at, uint32_t value) {
 }
 
 static uint16_t used_event(void) {
-    return load16(device.available + 4 + 2 * (size_t)device.size);
+    return load16(device.ring.available + 4 + 2 * (size_t)device.ring.size);
 }
 
 static void set_avail_event(uint16_t event) {
-    store16(device.used + 4 + 8 * (size_t)device.size, event);
+    store16(device.ring.used + 4 + 8 * (size_t)device.ring.size, event);
 }
 
 static struct virtqueue_config config_of(unsigned size, unsigned tables) {
@@ -121,47 +107,15 @@ static void tear_down(void) {
 
 /* The head of the next chain that the driver has published. */
 static uint16_t device_take(void) {
-    assert_int_not_equal(load16(device.available + 2), device.available_seen);
-    size_t at = device.available_seen++ % device.size;
-    return load16(device.available + 4 + 2 * at);
+    return device_ring_take(&device.ring);
 }
 
 static bool device_sees_more(void) {
-    return load16(device.available + 2) != device.available_seen;
+    return device_ring_waiting(&device.ring) > 0;
 }
 
 static void device_complete(uint32_t id, uint32_t length) {
-    uint8_t *entry = device.used + 4 + 8 * (size_t)(device.used_index % device.size);
-    store32(entry, id);
-    store32(entry + 4, length);
-    store16(device.used + 2, ++device.used_index);
-}
-
-static struct wire_descriptor descriptor(const uint8_t *table, uint16_t index) {
-    struct wire_descriptor found;
-    memcpy(&found, table + 16 * (size_t)index, sizeof found);
-    return found;
-}
-
-/* Follows a chain as a device does; returns its length. */
-static unsigned walk(uint16_t head, struct wire_descriptor *chain, unsigned chain_max) {
-    const uint8_t *table = device.descriptors;
-    struct wire_descriptor at = descriptor(table, head);
-    if ((at.flags & INDIRECT) != 0) {
-        assert_int_equal(at.flags, INDIRECT);
-        assert_int_equal(at.length % 16, 0);
-        table = pointer_of(phys_addr(at.address));
-        at = descriptor(table, 0);
-    }
-    unsigned count = 0;
-    for (;;) {
-        assert_true(count < chain_max);
-        chain[count++] = at;
-        if ((at.flags & NEXT) == 0) {
-            return count;
-        }
-        at = descriptor(table, at.next);
-    }
+    device_ring_complete(&device.ring, id, length);
 }
 
 static char data[256];
@@ -198,7 +152,7 @@ TEST(the_size_is_the_largest_power_of_two_that_both_allow) {
                                         {1, 256, 1},     {0, 256, 0},    {65535, 65535, 1024},
                                         {1024, 3, 2}};
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
-        device.size = cases[i][0];
+        device.ring.size = cases[i][0];
         assert_int_equal(virtqueue_usable_size(&device.transport, 0, cases[i][1]), cases[i][2]);
     }
     assert_int_equal(virtqueue_usable_size(&device.transport, 1, 256), 0);
@@ -256,12 +210,12 @@ TEST(a_chain_is_what_the_specification_says) {
     assert_int_equal(virtqueue_add(queue, segments, 1, 2, &tokens[0]), 0);
     assert_false(device_sees_more());
     virtqueue_kick(queue);
-    struct wire_descriptor chain[SIZE];
-    assert_int_equal(walk(device_take(), chain, SIZE), 3);
+    struct ring_descriptor chain[SIZE];
+    assert_int_equal(device_ring_walk(&device.ring, device_take(), chain, SIZE), 3);
     for (unsigned i = 0; i < 3; i++) {
         assert_int_equal(chain[i].address, (uintptr_t)segments[i].data);
         assert_int_equal(chain[i].length, segments[i].length);
-        assert_int_equal(chain[i].flags & WRITE, i >= 1 ? WRITE : 0);
+        assert_int_equal(chain[i].flags & RING_WRITE, i >= 1 ? RING_WRITE : 0);
     }
     assert_int_equal(virtqueue_room(queue, 1), SIZE - 3);
     assert_int_equal(virtqueue_in_flight(queue), 1);
@@ -383,13 +337,13 @@ TEST(a_long_chain_takes_one_entry_through_a_table) {
     assert_int_equal(virtqueue_get_stats(queue)->indirect, 1);
     virtqueue_kick(queue);
     uint16_t head = device_take();
-    struct wire_descriptor chain[TABLE_SIZE];
-    assert_int_equal(descriptor(device.descriptors, head).length, 12 * 16);
-    assert_int_equal(walk(head, chain, TABLE_SIZE), 12);
+    struct ring_descriptor chain[TABLE_SIZE];
+    assert_int_equal(device_ring_descriptor(device.ring.descriptors, head).length, 12 * 16);
+    assert_int_equal(device_ring_walk(&device.ring, head, chain, TABLE_SIZE), 12);
     for (unsigned i = 0; i < 12; i++) {
         assert_int_equal(chain[i].address, (uintptr_t)segments[i].data);
         assert_int_equal(chain[i].length, i + 1);
-        assert_int_equal(chain[i].flags, (i >= 5 ? WRITE : 0) | (i < 11 ? NEXT : 0));
+        assert_int_equal(chain[i].flags, (i >= 5 ? RING_WRITE : 0) | (i < 11 ? RING_NEXT : 0));
     }
     device_complete(head, 7);
     assert_ptr_equal(take(&length), &tokens[0]);
@@ -460,18 +414,19 @@ TEST(a_table_of_the_caller_s_is_a_chain_of_three) {
         assert_int_equal(virtqueue_room(queue, 1), SIZE - 1);
         virtqueue_kick(queue);
         uint16_t head = device_take();
-        struct wire_descriptor chain[TABLE_SIZE];
-        assert_int_equal(descriptor(device.descriptors, head).length, VIRTQUEUE_TABLE_BYTES);
-        assert_int_equal(walk(head, chain, TABLE_SIZE), 3);
+        struct ring_descriptor chain[TABLE_SIZE];
+        assert_int_equal(device_ring_descriptor(device.ring.descriptors, head).length,
+                         VIRTQUEUE_TABLE_BYTES);
+        assert_int_equal(device_ring_walk(&device.ring, head, chain, TABLE_SIZE), 3);
         assert_int_equal(chain[0].address, (uintptr_t)data);
         assert_int_equal(chain[0].length, 16);
-        assert_int_equal(chain[0].flags, NEXT);
+        assert_int_equal(chain[0].flags, RING_NEXT);
         assert_int_equal(chain[1].address, (uintptr_t)middle.data);
         assert_int_equal(chain[1].length, 100);
-        assert_int_equal(chain[1].flags, is_writable ? NEXT | WRITE : NEXT);
+        assert_int_equal(chain[1].flags, is_writable ? RING_NEXT | RING_WRITE : RING_NEXT);
         assert_int_equal(chain[2].address, (uintptr_t)data + 200);
         assert_int_equal(chain[2].length, 1);
-        assert_int_equal(chain[2].flags, WRITE);
+        assert_int_equal(chain[2].flags, RING_WRITE);
         device_complete(head, is_writable ? 101 : 1);
         assert_ptr_equal(take(&length), &tokens[i]);
         assert_int_equal(virtqueue_room(queue, 1), SIZE);
@@ -532,12 +487,12 @@ TEST(a_batch_is_notified_once) {
 
 TEST(a_device_that_says_no_notify_gets_none) {
     set_up(SIZE, 0);
-    store16(device.used, 1);
+    store16(device.ring.used, 1);
     assert_int_equal(add_one(&tokens[0]), 0);
     virtqueue_kick(queue);
     assert_int_equal(device.notifies, 0);
     assert_int_equal(device.barriers, 1); /* it looked again behind a barrier that holds */
-    store16(device.used, 0);
+    store16(device.ring.used, 0);
     assert_int_equal(add_one(&tokens[1]), 0);
     virtqueue_kick(queue);
     assert_int_equal(device.notifies, 1);
@@ -600,11 +555,11 @@ TEST(with_event_indices_interrupts_come_only_while_armed) {
 
 TEST(without_event_indices_a_flag_says_whether_to_interrupt) {
     set_up(SIZE, 0);
-    assert_int_equal(load16(device.available), 1);
+    assert_int_equal(load16(device.ring.available), 1);
     virtqueue_arm(queue);
-    assert_int_equal(load16(device.available), 0);
+    assert_int_equal(load16(device.ring.available), 0);
     virtqueue_disarm(queue);
-    assert_int_equal(load16(device.available), 1);
+    assert_int_equal(load16(device.ring.available), 1);
     tear_down();
 }
 
@@ -658,7 +613,7 @@ TEST(the_middle_of_a_chain_is_no_identifier) {
     struct segment segments[] = {segment(0, 16), segment(16, 100), segment(116, 1)};
     assert_int_equal(virtqueue_add(queue, segments, 1, 2, &tokens[0]), 0);
     virtqueue_kick(queue);
-    device_complete(descriptor(device.descriptors, device_take()).next, 0);
+    device_complete(device_ring_descriptor(device.ring.descriptors, device_take()).next, 0);
     expect_broken("completion of what is not in flight");
     tear_down();
 }
@@ -697,7 +652,7 @@ TEST(a_used_index_that_jumps_ahead_breaks_the_queue) {
         set_up(SIZE, 0);
         assert_int_equal(add_one(&tokens[0]), 0);
         virtqueue_kick(queue);
-        store16(device.used + 2, jumps[i]);
+        store16(device.ring.used + 2, jumps[i]);
         expect_broken("more completions than requests");
         tear_down();
     }
@@ -721,7 +676,7 @@ TEST(descriptors_overwritten_by_the_device_change_nothing) {
         virtqueue_kick(queue);
         uint16_t first = device_take();
         uint16_t second = device_take();
-        memset(device.descriptors, 0xff, (size_t)16 * SIZE);
+        memset(device.ring.descriptors, 0xff, (size_t)16 * SIZE);
         device_complete(second, 0);
         device_complete(first, 0);
         assert_ptr_equal(take(&length), &tokens[1]);
@@ -743,13 +698,13 @@ TEST(random_nonsense_never_gets_past_the_checks) {
                 in_flight[token] = true;
             }
             virtqueue_kick(queue);
-            store16(device.used, (uint16_t)unit_random());
+            store16(device.ring.used, (uint16_t)unit_random());
             for (unsigned i = 0; i < SIZE; i++) {
-                store32(device.used + 4 + 8 * (size_t)i, (uint32_t)unit_random_below(SIZE + 1));
-                store32(device.used + 8 + 8 * (size_t)i, (uint32_t)unit_random_below(18));
+                store32(device.ring.used + 4 + 8 * (size_t)i,
+                        (uint32_t)unit_random_below(SIZE + 1));
+                store32(device.ring.used + 8 + 8 * (size_t)i, (uint32_t)unit_random_below(18));
             }
-            device.used_index += (uint16_t)unit_random_below(2);
-            store16(device.used + 2, device.used_index);
+            device_ring_publish(&device.ring, (uint16_t)unit_random_below(2));
             int *taken;
             while ((taken = take(&length)) != NULL) {
                 assert_true(in_flight[taken - tokens]);
