@@ -11,7 +11,6 @@
  */
 #include <lwip/etharp.h>
 #include <lwip/memp.h>
-#include <lwip/priv/tcp_priv.h>
 #include <lwip/stats.h>
 #include <lwip/timeouts.h>
 #include <stdio.h>
@@ -31,6 +30,7 @@
 #include "net/virtio_net.h"
 #include "tests/fuzz/net_device.h"
 #include "tests/fuzz/net_peer.h"
+#include "tests/lwip_abort.h"
 
 enum {
     HEAP_BYTES = 4 * 1024 * 1024,
@@ -527,20 +527,6 @@ static void step(void) {
 
 /* --- One life --- */
 
-/* Who listens lets go; of those that lwIP knows and the server does not, nobody else will. */
-static void abandon_clients(void) {
-    tcp_stream_stop_listening();
-    while (tcp_active_pcbs != NULL) {
-        tcp_abort(tcp_active_pcbs);
-    }
-    while (tcp_tw_pcbs != NULL) {
-        tcp_abort(tcp_tw_pcbs);
-    }
-    while (tcp_bound_pcbs != NULL) {
-        tcp_abort(tcp_bound_pcbs);
-    }
-}
-
 static char dump[4096];
 static size_t dump_bytes;
 
@@ -589,7 +575,8 @@ static void world(void *unused) {
     holds_frames = false;
     kept_bytes = 0;
     settle();
-    abandon_clients();
+    tcp_stream_stop_listening();
+    lwip_abort_all();
     for (unsigned i = 0; i < DRAIN_ROUNDS && (i < 4 || tcp_streams_count() > 0); i++) {
         task_sleep_until(arch_clock_ns() + 50 * NS_PER_MS);
         settle();

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "tests/network_words.h"
+
 enum {
     ETHERNET = 14,
     IP_BYTES = 20,
@@ -88,25 +90,7 @@ void net_peers_begin(const uint8_t *mac, uint16_t mtu) {
     }
 }
 
-/* --- Words and sums --- */
-
-static void put16(uint8_t *p, uint32_t value) {
-    p[0] = (uint8_t)(value >> 8);
-    p[1] = (uint8_t)value;
-}
-
-static void put32(uint8_t *p, uint32_t value) {
-    put16(p, value >> 16);
-    put16(p + 2, value);
-}
-
-static uint32_t get16(const uint8_t *p) {
-    return (uint32_t)p[0] << 8 | p[1];
-}
-
-static uint32_t get32(const uint8_t *p) {
-    return get16(p) << 16 | get16(p + 2);
-}
+/* --- Sums --- */
 
 /* Not the appliance's own: what is wrong there must not be wrong here too. The fuzzer need not
  * watch. */
@@ -354,7 +338,7 @@ static void hear_tcp(const struct net_header *header, const uint8_t *ip, const u
     FUZZ_CHECK(bytes >= TCP_BYTES);
     size_t header_bytes = (tcp[12] >> 4) * 4u;
     FUZZ_CHECK(header_bytes >= TCP_BYTES && header_bytes <= bytes);
-    struct net_peer *peer = net_peer_of(get32(ip + 16), (uint16_t)get16(tcp + 2));
+    struct net_peer *peer = net_peer_of(get32(ip + 16), get16(tcp + 2));
     if (peer == NULL || get16(tcp) != NET_GUEST_PORT) {
         return;
     }

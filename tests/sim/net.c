@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "boot/arch.h"
+#include "tests/network_words.h"
 #include "tests/sim/device.h"
 #include "tests/sim/peer.h"
 
@@ -97,24 +98,6 @@ static uint32_t pseudo_sum(const uint8_t *ip, size_t bytes) {
 
 uint16_t checksum_tcp(const uint8_t *ip, const uint8_t *segment, size_t bytes) {
     return (uint16_t)~checksum_fold(checksum_add(pseudo_sum(ip, bytes), segment, bytes));
-}
-
-static uint16_t get16(const uint8_t *at) {
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
-
-static void put16(uint8_t *at, uint16_t value) {
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
-
-static uint32_t get32(const uint8_t *at) {
-    return (uint32_t)get16(at) << 16 | get16(at + 2);
-}
-
-static void put32(uint8_t *at, uint32_t value) {
-    put16(at, (uint16_t)(value >> 16));
-    put16(at + 2, (uint16_t)value);
 }
 
 /* --- The wire ----------------------------------------------------------------------------------

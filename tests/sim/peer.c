@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "boot/arch.h"
+#include "tests/network_words.h"
 #include "tests/sim/net.h"
 #include "tests/sim/sim.h"
 
@@ -94,24 +95,6 @@ static unsigned peer_count;
 static bool knows_appliance[HOSTS_MAX];
 static uint16_t next_port = 20000;
 
-static uint16_t get16(const uint8_t *at) {
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
-
-static uint32_t get32(const uint8_t *at) {
-    return (uint32_t)get16(at) << 16 | get16(at + 2);
-}
-
-static void put16(uint8_t *at, uint16_t value) {
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
-
-static void put32(uint8_t *at, uint32_t value) {
-    put16(at, (uint16_t)(value >> 16));
-    put16(at + 2, (uint16_t)value);
-}
-
 /* Before and after, around the circle of sequence numbers. */
 static bool is_before(uint32_t a, uint32_t b) {
     return (int32_t)(a - b) < 0;
@@ -135,7 +118,7 @@ static void send_arp(unsigned host, unsigned operation, const uint8_t *to, uint3
     put_mac(arp + 6, host);
     put16(arp + 12, 0x0806);
     memcpy(arp + 14, (const uint8_t[]){0x00, 0x01, 0x08, 0x00, 0x06, 0x04}, 6);
-    put16(arp + 20, (uint16_t)operation);
+    put16(arp + 20, operation);
     put_mac(arp + 22, host);
     put32(arp + 28, HOST_IP + host);
     if (operation != 1) {
@@ -167,7 +150,7 @@ static void send_segment(const struct segment_head *head, const uint8_t *data, s
     memset(ip, 0, IP_BYTES + TCP_BYTES);
     ip[0] = 0x45;
     put16(ip + 2, (uint16_t)(IP_BYTES + header + bytes));
-    put16(ip + 4, (uint16_t)head->sequence);
+    put16(ip + 4, head->sequence);
     put16(ip + 6, 0x4000);
     ip[8] = 64;
     ip[9] = 6;

@@ -3,7 +3,6 @@
 
 #include <lwip/etharp.h>
 #include <lwip/memp.h>
-#include <lwip/priv/tcp_priv.h>
 #include <lwip/stats.h>
 #include <lwip/timeouts.h>
 #include <string.h>
@@ -16,6 +15,8 @@
 #include "net/stack.h"
 #include "net/tcp_connection.h"
 #include "net/tcp_stream.h"
+#include "tests/lwip_abort.h"
+#include "tests/network_words.h"
 #include "tests/unit/unit.h"
 
 enum {
@@ -36,25 +37,7 @@ static const uint8_t client_mac[6] = {0x52, 0x54, 0, 0x12, 0x34, 0x57};
 static void (*body_now)(void);
 static bool is_left_over; /* a test has failed half-way: its connections are still there */
 
-/* --- Words and sums, not the appliance's own --- */
-
-static void put16(uint8_t *p, uint32_t value) {
-    p[0] = (uint8_t)(value >> 8);
-    p[1] = (uint8_t)value;
-}
-
-static void put32(uint8_t *p, uint32_t value) {
-    put16(p, value >> 16);
-    put16(p + 2, value);
-}
-
-static uint32_t get16(const uint8_t *p) {
-    return (uint32_t)p[0] << 8 | p[1];
-}
-
-static uint32_t get32(const uint8_t *p) {
-    return get16(p) << 16 | get16(p + 2);
-}
+/* --- Sums, not the appliance's own --- */
 
 static uint32_t sum_of(const uint8_t *p, size_t bytes, uint32_t sum) {
     for (size_t i = 0; i + 1 < bytes; i += 2) {
@@ -109,9 +92,9 @@ static void note_segment(const uint8_t *frame, size_t bytes) {
     size_t header = (size_t)(tcp[12] >> 4) * 4;
     assert_true(world.heard_count < WORLD_HEARD_MAX);
     struct heard *heard = &world.heard[world.heard_count++];
-    *heard = (struct heard){.port = (uint16_t)get16(tcp + 2),
+    *heard = (struct heard){.port = get16(tcp + 2),
                             .flags = tcp[13],
-                            .window = (uint16_t)get16(tcp + 14),
+                            .window = get16(tcp + 14),
                             .seq = get32(tcp + 4),
                             .ack = get32(tcp + 8),
                             .bytes = bytes - TCP_AT - header};
@@ -306,15 +289,7 @@ static void abandon_all(void) {
         close_stream(world.streams[--world.stream_count], true);
     }
     tcp_stream_stop_listening();
-    while (tcp_active_pcbs != NULL) {
-        tcp_abort(tcp_active_pcbs);
-    }
-    while (tcp_tw_pcbs != NULL) {
-        tcp_abort(tcp_tw_pcbs);
-    }
-    while (tcp_bound_pcbs != NULL) {
-        tcp_abort(tcp_bound_pcbs);
-    }
+    lwip_abort_all();
     for (unsigned i = 0; i < CLOSE_ROUNDS && tcp_streams_count() > 0; i++) {
         world_forget_heard();
         world_pass_ms(500);
