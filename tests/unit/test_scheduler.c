@@ -442,20 +442,25 @@ static void wait_for_device(void *unused) {
     woken_ns = arch_clock_ns();
 }
 
-static void run_with_device(enum gap gap) {
+static void run_with_device(enum gap gap, bool (*pending)(void *unused), unsigned spin_us) {
     device = (struct fake_device){.gap = gap};
     device.source = (struct poll_source){.name = "fake",
-                                         .pending = device_pending,
+                                         .pending = pending,
                                          .arm = device_arm,
                                          .disarm = device_disarm,
                                          .event = &device.done};
     begin();
+    scheduler_set_spin_us(spin_us);
     scheduler_add_source(&device.source);
     scheduler_set_sleep_barrier(device_barrier, NULL);
     scheduler_set_irq_dispatch(device_dispatch);
     host_set_idle(device_idle, NULL);
     unit_run_task(wait_for_device, NULL);
     assert_int_equal(wait_result, 0);
+}
+
+static void wait_without_a_spin(enum gap gap) {
+    run_with_device(gap, device_pending, 0);
 }
 
 static unsigned looks_left;
@@ -468,21 +473,8 @@ static bool pending_after_some_looks(void *unused) {
 }
 
 static void wait_with_a_spin_of(unsigned us, unsigned looks) {
-    device = (struct fake_device){.gap = WHILE_ASLEEP_WITH_INTERRUPT};
-    device.source = (struct poll_source){.name = "fake",
-                                         .pending = pending_after_some_looks,
-                                         .arm = device_arm,
-                                         .disarm = device_disarm,
-                                         .event = &device.done};
     looks_left = looks;
-    begin();
-    scheduler_set_spin_us(us);
-    scheduler_add_source(&device.source);
-    scheduler_set_sleep_barrier(device_barrier, NULL);
-    scheduler_set_irq_dispatch(device_dispatch);
-    host_set_idle(device_idle, NULL);
-    unit_run_task(wait_for_device, NULL);
-    assert_int_equal(wait_result, 0);
+    run_with_device(WHILE_ASLEEP_WITH_INTERRUPT, pending_after_some_looks, us);
 }
 
 TEST(what_comes_while_it_spins_is_found_without_a_sleep) {
@@ -500,7 +492,7 @@ TEST(a_spin_ends_in_a_sleep) {
 }
 
 TEST(going_to_sleep_arms_then_orders_then_looks_then_sleeps) {
-    run_with_device(WHILE_ASLEEP_WITH_INTERRUPT);
+    wait_without_a_spin(WHILE_ASLEEP_WITH_INTERRUPT);
     assert_string_equal(happened, "dabid"); /* the first d: a new source begins unarmed */
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + 10);
     assert_int_equal(device.interrupts_handled, 1);
@@ -511,7 +503,7 @@ TEST(a_completion_in_any_gap_before_the_sleep_ends_it) {
     for (enum gap gap = BEFORE_ARM; gap <= IN_BARRIER; gap++) {
         scheduler_forget();
         host_clock_set(UNIT_CLOCK_START_NS);
-        run_with_device(gap);
+        wait_without_a_spin(gap);
         assert_string_equal(happened, "dabd");
         assert_int_equal(woken_ns, UNIT_CLOCK_START_NS);
         assert_int_equal(scheduler_get_stats()->looks_that_found, 1);
@@ -521,7 +513,7 @@ TEST(a_completion_in_any_gap_before_the_sleep_ends_it) {
 }
 
 TEST(a_completion_without_its_interrupt_is_found_by_the_net_and_counted) {
-    run_with_device(WHILE_ASLEEP_WITHOUT_INTERRUPT);
+    wait_without_a_spin(WHILE_ASLEEP_WITHOUT_INTERRUPT);
     assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + IDLE_NET_MS * NS_PER_MS);
     assert_int_equal(scheduler_get_stats()->rescued, 1);
 }
