@@ -1,6 +1,7 @@
 /* See net_world.h. */
 #include "tests/unit/net_world.h"
 
+#include <limits.h>
 #include <lwip/etharp.h>
 #include <lwip/memp.h>
 #include <lwip/stats.h>
@@ -110,22 +111,27 @@ static bool listen_once(void) {
         if (!world.is_silent) {
             answer_arp(frame);
         }
+    } else if (bytes >= ARP_BYTES && get16(frame + 12) == 0x0806 && frame[21] == 2) {
+        world.arp_answers++;
     } else if (bytes > IP_AT + IP_BYTES && get16(frame + 12) == 0x0800 && frame[IP_AT + 9] == 6) {
         note_segment(frame, bytes);
     }
     return bytes > 0;
 }
 
+unsigned world_listen(unsigned most) {
+    unsigned count = 0;
+    while (count < most && listen_once()) {
+        count++;
+    }
+    return count;
+}
+
 void world_settle(void) {
-    bool heard_any;
     do {
         net_wake();
         task_sleep_until(arch_clock_ns() + 50 * NS_PER_US);
-        heard_any = false;
-        while (listen_once()) {
-            heard_any = true;
-        }
-    } while (heard_any);
+    } while (!world.is_deaf && world_listen(UINT_MAX) > 0);
 }
 
 void world_pass_ms(uint64_t ms) {
@@ -308,6 +314,7 @@ static void live(void *unused) {
     (void)unused;
     world_settle();
     body_now();
+    world.is_deaf = false;
     abandon_all();
     world_pass_ms(200); /* lwIP's timer has to see that there is nobody, or it never starts again */
     etharp_cleanup_netif(netif_default);
@@ -335,6 +342,7 @@ void world_run(const struct world_options *options, void (*body)(void)) {
         assert_int_equal(heap_init(heap_memory, options->heap_bytes), 0);
     }
     fake_card_set_up(options->features);
+    card.ring_max = options->ring != 0 ? options->ring : card.ring_max;
     assert_int_equal(fake_card_probe(), 0);
     assert_int_equal(config_parse("ip=10.0.2.15/24 gw=10.0.2.2"), 0);
     assert_int_equal(config_parse(options->config != NULL ? options->config : ""), 0);

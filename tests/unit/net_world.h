@@ -59,11 +59,13 @@ struct spoken {
 struct net_world {
     bool refuses;                          /* the listener accepts nobody */
     bool is_silent;                        /* nobody answers to ARP */
+    bool is_deaf;                          /* the card reads nothing before it has to */
     uint16_t window;                       /* of clients that connect; 0: as large as can be */
     struct stream *streams[WORLD_STREAMS]; /* accepted and not closed, in their order */
     unsigned stream_count;
     struct heard heard[WORLD_HEARD_MAX];
     unsigned heard_count;
+    unsigned arp_answers; /* of the guest */
 };
 
 extern struct net_world world;
@@ -74,6 +76,7 @@ extern struct net_world world;
 struct world_options {
     uint64_t features;
     size_t heap_bytes;
+    unsigned ring; /* entries of both rings; 0: plenty */
     const char *config;
     bool is_mute; /* nobody listens: the test does, or the server under test */
 };
@@ -82,8 +85,12 @@ void world_run(const struct world_options *options, void (*body)(void));
 /* For tests that need no more than net_start, and what it says; net_forget in the end. */
 int world_start_network(void);
 
-/* Lets the network do all that it can do at once; what it sends is in world.heard then. */
+/* Lets the network do all that it can do at once; what it sends is in world.heard then. With a card
+ * that is deaf, what is in the ring stays there. */
 void world_settle(void);
+/* The card reads so many of the frames that are in the ring, if there are; how many there were. It
+ * does not wake the network. */
+unsigned world_listen(unsigned most);
 /* The same, and time passes. */
 void world_pass_ms(uint64_t ms);
 void world_forget_heard(void);
