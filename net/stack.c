@@ -37,6 +37,7 @@ enum {
      * depends on how many there are (tcp_stream.c). */
     WINDOW_SHARE = 16,
     WINDOW_MAX = 4 * 1024 * 1024 - 64, /* what the window scale can say */
+    RETRIES = 3,
 };
 
 uint32_t net_window_extra_bytes;
@@ -50,6 +51,7 @@ static uint16_t wire_segment;
 static uint8_t our_mac[6];
 static struct pbuf *kept[NET_KEPT_FRAMES]; /* for when the send ring has room, the oldest first */
 static unsigned kept_count;
+static unsigned first_retry; /* of those in retry() */
 
 /* lwIP's clock, in milliseconds. The scheduler's is exact enough and costs nothing. */
 u32_t sys_now(void);
@@ -131,9 +133,34 @@ static void send_kept(void) {
     memmove(kept, kept + sent, kept_count * sizeof(struct pbuf *));
 }
 
+/* Where the ring is full again and again, who comes first takes all the room, so they take turns:
+ * whoever finds none left is first the next time, until something of it has gone. Each stops at the
+ * first refusal. */
+static void retry(void) {
+    static void (*const retries[RETRIES])(void) = {send_kept, tcp_streams_retry_closed,
+                                                   tcp_streams_retry};
+    uint64_t sent_before = virtio_net_sent(device);
+    for (unsigned i = 0; i < RETRIES; i++) {
+        unsigned at = (first_retry + i) % RETRIES;
+        retries[at]();
+        if (virtio_net_wants_room(device)) {
+            bool had_turn = i == 0 && virtio_net_sent(device) != sent_before;
+            first_retry = had_turn ? (at + 1) % RETRIES : at;
+            return;
+        }
+    }
+}
+
 static err_t link_output(struct netif *netif, struct pbuf *frame) {
     (void)netif; /* there is one */
-    int error = virtio_net_send(device, frame, wire_segment);
+    /* Behind a frame that was refused all wait for their turn, also those that would find room: it
+     * may need more of the ring than they leave in it. */
+    int error = -EAGAIN;
+    if (virtio_net_wants_room(device)) {
+        net_counters.send_ring_full++;
+    } else {
+        error = virtio_net_send(device, frame, wire_segment);
+    }
     bool has_gone = error == 0 || (error == -EAGAIN && keep_frame(frame));
     return has_gone ? ERR_OK : error == -EAGAIN ? ERR_MEM : ERR_IF;
 }
@@ -257,17 +284,17 @@ static uint64_t next_deadline(void) {
 static void net_task(void *unused) {
     (void)unused;
     for (;;) {
-        if (virtio_net_take_room(device)) {
-            send_kept();
-            tcp_streams_retry();
-        }
         unsigned taken = take_in_batch();
         if (virtio_net_take_link_change(device)) {
             follow_link();
         }
         sys_check_timeouts();
-        /* Whatever was signalled until now, this round sees. */
+        /* Whatever was signalled until now, this round sees: also that there is room, for which
+         * those that were refused come before anybody else (link_output). */
         event_clear(&round_event);
+        if (virtio_net_take_room(device)) {
+            retry();
+        }
         bool has_more = worker != NULL && worker(worker_arg);
         tcp_streams_run();
         if (virtio_net_is_short_of_buffers(device)) {
@@ -400,6 +427,7 @@ void net_forget(void) {
     dhcp_stop(&interface);
     dhcp_cleanup(&interface);
     netif_remove(&interface);
+    first_retry = 0;
     round_event = (struct event){0};
     worker = NULL;
     device = NULL;

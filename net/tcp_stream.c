@@ -441,6 +441,17 @@ static const struct stream_ops tcp_stream_ops = {
     .close = stream_close,
 };
 
+/* Behind all others: who waits for room waits no longer because somebody comes. */
+static void add_stream(struct tcp_stream *tcp) {
+    struct tcp_stream **link = &streams;
+    while (*link != NULL) {
+        link = &(*link)->next;
+    }
+    *link = tcp;
+    count_streams(1);
+    tcp_input_add(tcp);
+}
+
 static void remove_stream(struct tcp_stream *tcp) {
     struct tcp_stream **link = &streams;
     while (*link != tcp) {
@@ -483,10 +494,7 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     if (large_segment_bytes > pcb->mss && pcb->mss == wire_segment_bytes) {
         pcb->mss = large_segment_bytes;
     }
-    tcp->next = streams;
-    streams = tcp;
-    count_streams(1);
-    tcp_input_add(tcp);
+    add_stream(tcp);
     if (!accept_function(&tcp->stream, accept_arg)) {
         net_counters.connections_refused++;
         detach(tcp);
@@ -603,42 +611,56 @@ static void prepare_for_persist(struct tcp_pcb *pcb) {
     }
 }
 
-/* Connections that are lwIP's alone, no more or not yet. A FIN or SYN that found no room in the
- * device's ring is not yet sent, so no timer would send it again. */
-static void retry_closed(void) {
-    struct tcp_pcb *next;
-    for (struct tcp_pcb *pcb = tcp_active_pcbs; pcb != NULL; pcb = next) {
-        next = pcb->next;
-        if (pcb->callback_arg == NULL && pcb->unsent != NULL) {
-            (void)tcp_output(pcb); /* no room once more: then once more */
-        }
-    }
-}
-
-/* The next one is the first that finds room in the device's ring: where the ring is full each time,
- * the others would never find any. */
-static void take_turns(void) {
-    struct tcp_stream *first = streams;
-    if (first == NULL || first->next == NULL) {
+/* Makes the list begin with `first`, in the same circle. */
+static void turn_to(struct tcp_stream *first) {
+    struct tcp_stream *head = streams;
+    if (first == head) {
         return;
     }
-    struct tcp_stream *last = first->next;
+    struct tcp_stream *before = head;
+    while (before->next != first) {
+        before = before->next;
+    }
+    before->next = NULL;
+    struct tcp_stream *last = first;
     while (last->next != NULL) {
         last = last->next;
     }
-    streams = first->next;
-    last->next = first;
-    first->next = NULL;
+    last->next = head;
+    streams = first;
 }
 
 void tcp_streams_retry(void) {
+    const struct virtio_net *net = virtio_net_first();
+    uint64_t sent_before = virtio_net_sent(net);
     tcp_stream_forget_newest();
-    retry_closed(); /* a frame each, and those that wait to be accepted are among them */
-    take_turns();
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
-        if (tcp->pcb != NULL) {
-            (void)tcp_output(tcp->pcb); /* no room once more: then once more */
+        if (tcp->pcb == NULL) {
+            continue;
         }
+        (void)tcp_output(tcp->pcb); /* no room once more: then once more */
+        if (virtio_net_wants_room(net)) {
+            /* Nor for the others. With too little room for its first frame it has had no turn. */
+            bool had_turn = tcp == streams && virtio_net_sent(net) != sent_before;
+            turn_to(had_turn && tcp->next != NULL ? tcp->next : tcp);
+            return;
+        }
+    }
+}
+
+/* A FIN or SYN that found no room in the ring is not yet sent, so no timer would send it again. */
+void tcp_streams_retry_closed(void) {
+    struct tcp_pcb *waiting[MEMP_NUM_TCP_PCB];
+    unsigned count = 0;
+    for (struct tcp_pcb *pcb = tcp_active_pcbs; pcb != NULL; pcb = pcb->next) {
+        if (pcb->callback_arg == NULL && pcb->unsent != NULL) {
+            ASSERT(count < MEMP_NUM_TCP_PCB);
+            waiting[count++] = pcb;
+        }
+    }
+    /* lwIP puts new ones in front. */
+    while (count > 0 && !virtio_net_wants_room(virtio_net_first())) {
+        (void)tcp_output(waiting[--count]); /* no room once more: then once more */
     }
 }
 

@@ -22,9 +22,11 @@ struct tcp_stream_sizes {
 /* Before the first client. */
 void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
 
-/* When the device has room again: who was refused tries before anybody sends more, and not always
- * in the same order, or those who always have something to send would leave the others none. */
+/* When the device has room again, until it has none: streams that it refused try once more, in
+ * turns. One that fills the ring is last the next time, one that found it full is first. */
 void tcp_streams_retry(void);
+/* The same for connections that have no stream, no more or not yet: the oldest are first. */
+void tcp_streams_retry_closed(void);
 /* After each round: tells peers of room, sends what was gathered, ends what is closed. */
 void tcp_streams_run(void);
 

@@ -577,6 +577,10 @@ static void send_disarm(void *arg) {
     virtqueue_disarm(((struct virtio_net *)arg)->send);
 }
 
+bool virtio_net_wants_room(const struct virtio_net *net) {
+    return net->wants_room;
+}
+
 bool virtio_net_take_room(struct virtio_net *net) {
     bool had_wanted = net->wants_room;
     net->wants_room = false;

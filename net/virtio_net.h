@@ -57,6 +57,8 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
  * once for each direction. */
 void virtio_net_flush(struct virtio_net *net);
 
+/* True since a frame was refused for lack of room, until virtio_net_take_room. */
+bool virtio_net_wants_room(const struct virtio_net *net);
 /* True once after a frame was refused for lack of room and there may be some again. */
 bool virtio_net_take_room(struct virtio_net *net);
 

@@ -239,6 +239,9 @@ static bool accept_stream(struct stream *stream, void *unused) {
     }
     assert_true(world.stream_count < WORLD_STREAMS);
     world.streams[world.stream_count++] = stream;
+    if (world.greeting > 0) {
+        assert_int_equal(stream->ops->send(stream, world_text, world.greeting), world.greeting);
+    }
     return true;
 }
 

@@ -60,6 +60,7 @@ struct net_world {
     bool refuses;                          /* the listener accepts nobody */
     bool is_silent;                        /* nobody answers to ARP */
     bool is_deaf;                          /* the card reads nothing before it has to */
+    size_t greeting;                       /* bytes of world_text that the listener sends at once */
     uint16_t window;                       /* of clients that connect; 0: as large as can be */
     struct stream *streams[WORLD_STREAMS]; /* accepted and not closed, in their order */
     unsigned stream_count;
