@@ -115,9 +115,9 @@
 #define NET_SEGMENT_BYTES_MAX (44u * 1460)
 /* Frames sent and not yet reclaimed are looked for this often when nothing else happens. */
 #define NET_RECLAIM_MS 20
-/* Frames that a full send ring refused and nobody sends again, resets, ARP's packets and bare
- * acknowledgements, wait for room, so many of them; what comes on top is lost, as a wire loses
- * frames. */
+/* Frames that a full send ring refused and nobody sends again, resets, ARP's packets, bare
+ * acknowledgements and probes of closed windows, wait for room, so many of them; what comes on top
+ * is lost, as a wire loses frames. */
 #define NET_KEPT_FRAMES 128
 /* A stream that was closed has this long to get its last bytes to the peer. */
 #define NET_CLOSE_TIMEOUT_MS 10000

@@ -32,6 +32,7 @@
 enum {
     HEADERS_BYTES = 40, /* IPv4 and TCP without options */
     ETHERNET_BYTES = 14,
+    PROBE_BYTES = 1, /* of payload, when a peer is asked whether its window is still closed */
     ACKNOWLEDGEMENT_BYTES_MAX = 14 + 20 + 60, /* with as many TCP options as there can be */
     /* What a connection is promised at first, as a share of all receive buffers; what it gets later
      * depends on how many there are (tcp_stream.c). */
@@ -78,7 +79,10 @@ bool net_is_up(void) {
 
 /* TCP keeps what it sends until it is acknowledged. ARP's packets and resets are sent once, and a
  * peer that misses one stands still for seconds; and of a bare acknowledgement lwIP's timer thinks
- * that it has gone, whatever became of it. */
+ * that it has gone, whatever became of it. Probes of a closed window it counts whether they have
+ * gone or not, and tries a refused one again at each tick: a peer would be given up within a second
+ * that has never been asked. A probe's byte is a copy, so it is the one payload in a frame's first
+ * buffer. */
 enum sent_once { SENT_AGAIN, SENT_ONCE, SENT_ONCE_AS_ACK };
 
 static enum sent_once how_often(const struct pbuf *frame) {
@@ -91,7 +95,9 @@ static enum sent_once how_often(const struct pbuf *frame) {
     }
     uint8_t flags = ip[9] == IP_PROTO_TCP ? ip[IP_HLEN + 13] : 0;
     bool is_ack = flags == TCP_ACK && frame->tot_len == ETHERNET_BYTES + HEADERS_BYTES;
-    return (flags & TCP_RST) != 0 ? SENT_ONCE : is_ack ? SENT_ONCE_AS_ACK : SENT_AGAIN;
+    bool is_probe = flags != 0 && frame->next == NULL &&
+                    frame->tot_len == ETHERNET_BYTES + HEADERS_BYTES + PROBE_BYTES;
+    return (flags & TCP_RST) != 0 || is_probe ? SENT_ONCE : is_ack ? SENT_ONCE_AS_ACK : SENT_AGAIN;
 }
 
 /* Of two acknowledgements of a connection only the newer has something to say. */

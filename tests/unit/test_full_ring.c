@@ -146,6 +146,33 @@ TEST(answers_wait_at_the_smallest_ring_as_well) {
     world_run(&two, answers_wait);
 }
 
+/* lwIP gives a client up that has not answered TCP_MAXRTX probes, sent or not. */
+static void probe_waits(void) {
+    const struct heard *segment = NULL;
+    begin(2);
+    client_send(&clients[1], world_text, 1);
+    clients[1].window = 0;
+    client_send(&clients[1], world_text + 1, 1);
+    assert_int_equal(pcb_of(&clients[1])->snd_wnd, 0);
+    fill_ring();
+    client_reply(&clients[1], 0, SEGMENT);
+    world_pass_ms(2 * TCP_MAXRTX * TCP_SLOW_INTERVAL);
+    assert_int_equal(clients[1].stream->state, STREAM_OPEN);
+    world_forget_heard();
+    empty_ring();
+    assert_true(heard_of(&clients[1], &segment) > 0);
+    assert_int_equal(segment->bytes, 1);
+    clients[1].window = UINT16_MAX;
+    client_say(&clients[1], &(struct spoken){0});
+    assert_int_equal(world_last_heard()->bytes, SEGMENT);
+    assert_memory_equal(world_last_heard()->data, world_text, SEGMENT);
+    client_drop(&clients[1]);
+}
+
+TEST(a_probe_of_a_closed_window_waits_for_room) {
+    world_run(&four, probe_waits);
+}
+
 /* At the bound what comes on top is lost, but for an acknowledgement that takes the place of an
  * older one. */
 static void bound_of_kept_frames(void) {
