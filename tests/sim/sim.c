@@ -16,7 +16,7 @@
 
 enum {
     JOBS_MAX = 64,
-    RUN_SECONDS = 60,  /* of processor: more is a run without end */
+    RUN_SECONDS = 60,  /* by the clock: more is a run without end */
     TWICE_EVERY = 32,  /* so many runs, one is played again: it must be the same */
     FAILED_SHOWN = 10, /* runs that are played again for their logs */
 };
