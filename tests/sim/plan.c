@@ -16,6 +16,9 @@
 /* What the parts of a large request take together, one after the other. */
 #define LARGE_REQUEST_NS (50 * NS_PER_MS)
 #define PARTS_MANY       1000
+/* So many clients may send so many frames each at once. */
+#define CLIENTS_MANY   20
+#define FRAMES_OF_EACH 3
 
 struct plan plan;
 
@@ -130,7 +133,7 @@ static void plan_net(void) {
 static void plan_clients(void) {
     plan.clients = 1 + (unsigned)luck_spread(0, 11);
     if (luck_has(20)) {
-        plan.clients = (unsigned)luck_between(20, 70);
+        plan.clients = (unsigned)luck_between(CLIENTS_MANY, 70);
     }
     plan.depth_max = (unsigned)luck_spread(1, 64);
     plan.request_bytes_max = (uint32_t)luck_spread(plan.block_bytes, 512 * 1024);
@@ -246,6 +249,15 @@ static void plan_balance(void) {
     }
 }
 
+/* On a wire that is to lose nothing: with room for less, the acknowledgements of what many clients
+ * get again at one tick of TCP's clock drown each other, tick after tick. */
+static void plan_room(void) {
+    unsigned frames = plan.clients * FRAMES_OF_EACH;
+    if (plan.is_sound && plan.clients >= CLIENTS_MANY && plan.backlog < frames) {
+        plan.backlog = frames;
+    }
+}
+
 void plan_make(void) {
     plan_machine();
     plan_disk();
@@ -253,6 +265,7 @@ void plan_make(void) {
     plan_clients();
     plan_balance();
     plan_faults();
+    plan_room();
     plan_story();
 }
 
