@@ -24,8 +24,9 @@ struct nbd_request;
 struct nbd_io {
     struct block_request block;
     struct nbd_request *request;
-    struct nbd_io *next; /* in the request's list of chunks, or a list of finished ones */
-    struct segment segments[BLOCK_SEGMENTS_MAX];
+    struct nbd_io *next;    /* in the request's list of chunks, or a list of finished ones */
+    struct segment whole;   /* what the disk is given: the buffer, where there is one, ... */
+    struct segment *pieces; /* ... or those of a loan: BLOCK_SEGMENTS_MAX, beside */
     struct stream_loan loan;
     void *buffer; /* from the payload pool */
     size_t buffer_bytes;

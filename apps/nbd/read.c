@@ -90,7 +90,7 @@ static void start_chunk(struct nbd_io *io) {
     if (hole != 0) {
         chunk_ready(io);
     } else {
-        io->segments[0] = (struct segment){io->buffer, bytes};
+        io->whole = (struct segment){io->buffer, bytes};
         nbd_submit(io, BLOCK_READ, 0, io->offset, bytes, 1);
     }
 }

@@ -42,6 +42,7 @@ static struct share payload_share; /* bytes */
 static struct share io_share;
 static unsigned requests_max; /* of one connection */
 static struct nbd_io *ios;
+static struct segment *io_pieces; /* BLOCK_SEGMENTS_MAX of each io: reads need none of them */
 static unsigned io_count;
 static struct nbd_io *free_ios;
 static unsigned
@@ -163,6 +164,7 @@ __attribute__((noinline)) static struct nbd_io *take_io(struct nbd_connection *c
     if (io == free_ios) {
         free_ios = io->next;
     } else {
+        io->pieces = &io_pieces[(size_t)fresh_ios * BLOCK_SEGMENTS_MAX];
         fresh_ios++;
     }
     free_io_count--;
@@ -259,12 +261,14 @@ static int take_memory(void) {
     size_t room = heap.bytes_total - heap.bytes_used;
     size_t io_bytes =
         room / IO_SHARE < heap.largest_free_run ? room / IO_SHARE : heap.largest_free_run;
-    size_t wanted_ios = io_bytes / sizeof(struct nbd_io);
+    size_t pieces_bytes = BLOCK_SEGMENTS_MAX * sizeof *io_pieces;
+    size_t wanted_ios = io_bytes / (sizeof *ios + pieces_bytes);
     io_count = (unsigned)(wanted_ios > IOS_MAX   ? IOS_MAX
                           : wanted_ios < IOS_MIN ? IOS_MIN
                                                  : wanted_ios);
     ios = malloc(io_count * sizeof *ios);
-    if (ios == NULL) {
+    io_pieces = malloc(io_count * pieces_bytes);
+    if (ios == NULL || io_pieces == NULL) {
         return log_error(-ENOMEM, "nbd: no memory for %u requests", io_count);
     }
     free_io_count = io_count;

@@ -121,7 +121,7 @@ void nbd_submit(struct nbd_io *io, enum block_operation operation, unsigned flag
     io->block.flags = flags;
     io->block.offset = offset;
     io->block.length = length;
-    io->block.segments = io->segments;
+    io->block.segments = io->buffer != NULL ? &io->whole : io->pieces;
     io->block.segment_count = segment_count;
     io->block.complete = io_complete;
     io->block.owner = io;

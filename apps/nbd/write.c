@@ -66,7 +66,7 @@ static void copy_piece(struct stream *stream, struct nbd_io *io, uint32_t bytes)
     stream->ops->drop(stream, bytes);
     net_counters.header_bytes_copied -= bytes;
     net_counters.bytes_copied += bytes;
-    io->segments[0] = (struct segment){io->buffer, bytes};
+    io->whole = (struct segment){io->buffer, bytes};
 }
 
 /* How much of the write being received goes to the disk now: 0 to wait for more. */
@@ -106,7 +106,7 @@ bool nbd_write_receive(struct nbd_connection *connection) {
     int count = -E2BIG;
     unsigned segments_max = block_segments_max(device);
     /* Half as much, until the fragments fit; a single block may still have too many. */
-    while ((count = stream->ops->take(stream, bytes, io->segments, segments_max, &io->loan)) < 0 &&
+    while ((count = stream->ops->take(stream, bytes, io->pieces, segments_max, &io->loan)) < 0 &&
            bytes > device->limits.block_bytes) {
         bytes = (uint32_t)align_up(bytes / 2, device->limits.block_bytes);
     }
