@@ -85,7 +85,8 @@ unsigned arch_page_levels(uint64_t end);
  * levels; nothing has changed then. */
 int arch_pages_use(struct phys_addr root, unsigned levels);
 
-/* After every change of an entry: what the processor remembers of the tree is forgotten. */
+/* After every change of an entry: what the processor remembers of the tree is forgotten. Also for
+ * its own sake: TRANSLATIONS_MS. */
 void arch_pages_changed(void);
 
 /* --- The end --- */

@@ -43,6 +43,11 @@
 #define WATCHDOG_S_MAX 3600
 /* How often the watchdog is fed; it bites after two halves of its time. */
 #define WATCHDOG_FEED_MS 500
+/* How often the processor forgets the translations of addresses that it remembers. A real one need
+ * not, but QEMU's emulated one has a table of them that grows only when it is flushed, to twice its
+ * size if it was nearly full: then one that holds all that many clients need is there in a second.
+ */
+#define TRANSLATIONS_MS 50
 /* With `panic=restart`, a panic before this powers off all the same: it would come again. */
 #define PANIC_RESTART_MIN_MS 10000
 /* Even with nothing to wait for the scheduler looks around this often: the net under lost events.

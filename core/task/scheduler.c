@@ -73,6 +73,7 @@ static uint64_t stall_ns = TASK_STALL_MS * NS_PER_MS;
 static uint64_t spin_ns;
 static unsigned watchdog_s;
 static uint64_t watchdog_fed_ns;
+static uint64_t translations_ns;
 static bool is_running;
 static bool should_stop;
 static struct scheduler_stats stats;
@@ -468,6 +469,11 @@ static void turn(void) {
     if (now_ns - watchdog_fed_ns > WATCHDOG_FEED_MS * NS_PER_MS) {
         feed_watchdog();
     }
+    if (now_ns - translations_ns > TRANSLATIONS_MS * NS_PER_MS) {
+        translations_ns = now_ns;
+        stats.refreshes++;
+        arch_pages_changed();
+    }
     if (now_ns - log_drained_ns > LOG_BUSY_NS) {
         log_drained_ns = now_ns;
         (void)log_drain(LOG_BYTES_PER_TURN); /* the rest waits for the next time */
@@ -517,6 +523,7 @@ void scheduler_forget(void) {
     sleep_barrier = NULL;
     irq_dispatch = NULL;
     irq_looked_ns = 0;
+    translations_ns = 0;
     spin_ns = 0;
     stats = (struct scheduler_stats){0};
 }

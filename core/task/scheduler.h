@@ -66,6 +66,7 @@ struct scheduler_stats {
     uint64_t spins_that_found; /* something came while the rings were looked at, before that */
     uint64_t rescued;          /* woken by the clock, found an event that had no interrupt */
     uint64_t stalls;           /* a task kept the processor longer than TASK_STALL_MS */
+    uint64_t refreshes;        /* of the processor's translations: TRANSLATIONS_MS */
 };
 const struct scheduler_stats *scheduler_get_stats(void);
 

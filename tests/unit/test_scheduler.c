@@ -624,3 +624,18 @@ TEST(a_board_without_a_watchdog_is_told_once) {
     run_until_idle();
     assert_not_logged("watchdog");
 }
+
+static void be_busy(void *unused) {
+    (void)unused;
+    for (unsigned i = 0; i < 20 * TRANSLATIONS_MS; i++) {
+        host_clock_advance(NS_PER_MS);
+        task_yield();
+    }
+}
+
+TEST(translations_are_forgotten_now_and_then_however_busy_it_is) {
+    spawn(be_busy, NULL);
+    run_until_idle();
+    uint64_t refreshes = scheduler_get_stats()->refreshes;
+    assert_true(refreshes >= 19 && refreshes <= 21);
+}
