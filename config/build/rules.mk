@@ -83,7 +83,7 @@ LIBC     := $(PICOLIBC)/lib/libc.a
 # --- How ------------------------------------------------------------------------------------------
 
 CLANG   := clang-14
-LD      := ld.lld-14
+LD      := ld.lld-16
 AR      := llvm-ar-14
 OBJCOPY := llvm-objcopy-14
 SIZE    := llvm-size-14
