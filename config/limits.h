@@ -57,6 +57,10 @@
 /* Log: bytes kept for the console and for a report; the oldest line goes first. */
 #define LOG_RING_BYTES (16 * 1024)
 #define LOG_LINE_MAX   256
+/* A console that takes nothing, for nobody reads it, is offered what waits this often; and at the
+ * end given up after so long. */
+#define LOG_RETRY_MS 10
+#define LOG_FLUSH_MS 1000
 /* Lines per cause and second that rate-limited causes may print. */
 #define LOG_RATE_PER_S 5
 

@@ -8,6 +8,9 @@
 #include "boot/arch.h"
 #include "config/limits.h"
 
+/* Whatever the clock says, which may have stopped when there is a panic to tell of. */
+enum { FLUSH_LOOKS_MAX = 10000000 };
+
 /* Free-running positions; only the low bits index the ring. A full ring loses its oldest bytes. */
 static char ring[LOG_RING_BYTES];
 static uint64_t ring_head; /* next byte written */
@@ -132,7 +135,9 @@ bool log_is_waiting(void) {
 
 bool log_drain(size_t budget) {
     if (is_line_torn && sink_write != NULL) {
-        sink_write(sink_arg, "\n", 1);
+        if (sink_write(sink_arg, "\n", 1) == 0) {
+            return false;
+        }
         is_line_torn = false;
     }
     while (budget > 0 && log_is_waiting()) {
@@ -141,16 +146,32 @@ bool log_drain(size_t budget) {
         size_t waiting = (size_t)(ring_head - ring_tail);
         run = run < waiting ? run : waiting;
         run = run < budget ? run : budget;
-        sink_write(sink_arg, &ring[at], run);
-        is_line_open = ring[at + run - 1] != '\n';
-        ring_tail += run;
+        uint64_t tail = ring_tail;
+        size_t taken = sink_write(sink_arg, &ring[at], run);
+        if (taken > 0 && ring_tail == tail) {
+            is_line_open = ring[at + taken - 1] != '\n';
+            ring_tail += taken;
+        }
+        if (taken < run) {
+            return false;
+        }
         budget -= run;
     }
     return log_is_waiting();
 }
 
 void log_flush(void) {
-    while (log_drain(LOG_RING_BYTES)) {
+    uint64_t end_ns = arch_clock_ns() + LOG_FLUSH_MS * NS_PER_MS;
+    for (unsigned looks = 0; log_is_waiting() && looks < FLUSH_LOOKS_MAX; looks++) {
+        uint64_t tail = ring_tail;
+        (void)log_drain(LOG_RING_BYTES); /* how far it came is in the tail */
+        uint64_t now_ns = arch_clock_ns();
+        if (ring_tail != tail) {
+            end_ns = now_ns + LOG_FLUSH_MS * NS_PER_MS;
+            looks = 0;
+        } else if (now_ns > end_ns) {
+            break;
+        }
     }
 }
 

@@ -11,8 +11,9 @@
 
 enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
 
-/* The console's end: writes `length` bytes, waits as long as the device needs. */
-typedef void log_sink(void *arg, const char *text, size_t length);
+/* The console's end: takes of `length` bytes as many as it can without waiting, and returns how
+ * many they are. What it leaves is offered again. */
+typedef size_t log_sink(void *arg, const char *text, size_t length);
 
 /* Lines above `level` are not kept. The default is LOG_INFO. */
 void log_set_level(enum log_level level);
@@ -43,10 +44,12 @@ bool log_rate_allows(struct log_rate *limit);
 /* Text without time stamp or level, straight to the ring: self-test output, status dumps. */
 void log_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Writes up to `budget` waiting bytes to the sink; true when more wait. */
+/* Writes up to `budget` waiting bytes to the sink; true when more wait and it has taken all so far.
+ * When it has not, somebody does not read the console: lines wait in the ring meanwhile. */
 bool log_drain(size_t budget);
 bool log_is_waiting(void);
-/* Writes everything that waits: before power-off and in a panic. */
+/* Writes everything that waits: before power-off and in a panic. Ends without it when the console
+ * takes nothing for LOG_FLUSH_MS. */
 void log_flush(void);
 
 /* Copies the last `lines` whole lines into `text`, as many of them as fit with a NUL. */

@@ -383,7 +383,8 @@ static void sleep_until_something_happens(void) {
     if (found) {
         stats.looks_that_found++;
     } else {
-        uint64_t net_ns = arch_clock_ns() + IDLE_NET_MS * NS_PER_MS;
+        uint64_t most_ms = log_is_waiting() ? LOG_RETRY_MS : IDLE_NET_MS;
+        uint64_t net_ns = arch_clock_ns() + most_ms * NS_PER_MS;
         uint64_t deadline_ns = timers_next_deadline();
         stats.sleeps++;
         if (deadline_ns == DEADLINE_NEVER) {

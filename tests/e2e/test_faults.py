@@ -1,6 +1,6 @@
-"""A disk that fails: its client is told, and everything else goes on.
+"""A disk that fails: its client is told, and everything else goes on. And a console that takes nothing.
 
-QEMU's blkdebug driver makes the failures. The first disk of each appliance is a good one, the second
+QEMU's blkdebug driver makes the disks fail. The first disk of each appliance is a good one, the second
 fails as the test says.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from appliance import Appliance, make_disk, part
 from nbd_wire import Closed, Command, CommandFlag, Error, Wire, request_bytes
+from qmp import Qmp, qmp_words
 
 pytestmark = pytest.mark.deadline(30)
 
@@ -213,3 +215,33 @@ def test_power_off_tells_that_the_last_flush_failed(launch_failing: LaunchFailin
         appliance.stop()
 
         appliance.wait_for_console("power off: a disk could not be flushed")
+
+
+def test_a_console_that_nobody_reads_holds_up_nobody(launch: Launch, folder: Path) -> None:
+    """QEMU's chardev goes over to a socket whose other end reads nothing. Its transmitter is not ready
+    then for as long as that lasts; what there is to say waits, and the clients do not."""
+    control, console = folder / "qmp", folder / "console"
+    appliance = launch(MIB, qemu=qmp_words(control))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(console))
+    listener.listen()
+    with Qmp(control) as qmp, listener, Wire(appliance) as wire:
+        wire.go()
+        address = {"type": "unix", "data": {"path": str(console)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        qmp("chardev-change", id="console", backend=backend)
+        reader, _ = listener.accept()
+        with reader:
+            reader.sendall(b"ssss")
+            for _ in range(200):
+                assert wire.read(0, 512).error == Error.NONE
+            reader.settimeout(10)
+            told = b""
+            while told.count(b"--- end of status") < 1:
+                told += reader.recv(65536)
+            assert wire.read(0, 512).error == Error.NONE
+            reader.sendall(b"\x03")
+            while said := reader.recv(65536):
+                told += said
+    assert b"power off" in told
+    appliance.wait()

@@ -31,15 +31,16 @@ bool heap_checks = false;
 __attribute__((weak)) const struct virtio_driver *const platter_virtio_drivers[] = {NULL};
 
 /* The last of it: half is dropped when it is full. */
-static void keep_log(void *unused, const char *text, size_t length) {
+static size_t keep_log(void *unused, const char *text, size_t length) {
     (void)unused;
-    length = length < LOG_BYTES / 2 ? length : LOG_BYTES / 2;
-    if (length > LOG_BYTES - log_used) {
+    size_t kept = length < LOG_BYTES / 2 ? length : LOG_BYTES / 2;
+    if (kept > LOG_BYTES - log_used) {
         memmove(log_kept, log_kept + LOG_BYTES / 2, log_used - LOG_BYTES / 2);
         log_used -= LOG_BYTES / 2;
     }
-    memcpy(log_kept + log_used, text, length);
-    log_used += length;
+    memcpy(log_kept + log_used, text, kept);
+    log_used += kept;
+    return length;
 }
 
 static _Noreturn void show_log_and_abort(void) {

@@ -676,12 +676,14 @@ static void settle(void) {
 static char status[4096];
 static size_t status_used;
 
-static void keep_status(void *unused, const char *text, size_t length) {
+static size_t keep_status(void *unused, const char *text, size_t length) {
     (void)unused;
-    length = length < sizeof status - 1 - status_used ? length : sizeof status - 1 - status_used;
-    memcpy(status + status_used, text, length);
-    status_used += length;
+    size_t room = sizeof status - 1 - status_used;
+    size_t kept = length < room ? length : room;
+    memcpy(status + status_used, text, kept);
+    status_used += kept;
     status[status_used] = '\0';
+    return length;
 }
 
 /* The server's own numbers say that it holds nothing. */

@@ -530,12 +530,14 @@ static void step(void) {
 static char dump[4096];
 static size_t dump_bytes;
 
-static void keep_dump(void *unused, const char *text, size_t bytes) {
+static size_t keep_dump(void *unused, const char *text, size_t bytes) {
     (void)unused;
-    bytes = bytes < sizeof dump - 1 - dump_bytes ? bytes : sizeof dump - 1 - dump_bytes;
-    memcpy(dump + dump_bytes, text, bytes);
-    dump_bytes += bytes;
+    size_t room = sizeof dump - 1 - dump_bytes;
+    size_t kept = bytes < room ? bytes : room;
+    memcpy(dump + dump_bytes, text, kept);
+    dump_bytes += kept;
     dump[dump_bytes] = '\0';
+    return bytes;
 }
 
 /* What the status dump says of the network. */

@@ -168,13 +168,14 @@ static int power_probe(struct device_node *node) {
 /* --- Console -----------------------------------------------------------------------------------
  */
 
-static void keep_log(void *unused, const char *text, size_t length) {
+static size_t keep_log(void *unused, const char *text, size_t length) {
     (void)unused; /* one console */
     if (length < LOG_BYTES - log_used) {
         memcpy(log_kept + log_used, text, length);
         log_used += length;
     }
     trace_text(text, length);
+    return length;
 }
 
 const char *machine_log(void) {

@@ -145,13 +145,13 @@ TEST(without_a_console_lines_wait) {
     log_flush();
 }
 
-static void say_once_more(void *arg, const char *text, size_t length) {
+static size_t say_once_more(void *arg, const char *text, size_t length) {
     unsigned *calls = arg;
     (void)text;
-    (void)length;
     if ((*calls)++ == 0) {
         log_text("said while writing");
     }
+    return length;
 }
 
 TEST(a_flush_ends_when_nothing_is_left) {
@@ -161,6 +161,61 @@ TEST(a_flush_ends_when_nothing_is_left) {
     log_flush();
     assert_int_equal(calls, 2);
     assert_false(log_is_waiting());
+}
+
+/* A console of which somebody reads so many bytes at a time. */
+struct reader {
+    size_t room;
+    char text[64];
+    size_t used;
+};
+
+static size_t write_to_reader(void *arg, const char *text, size_t length) {
+    struct reader *reader = arg;
+    size_t taken = length < reader->room ? length : reader->room;
+    memcpy(reader->text + reader->used, text, taken);
+    reader->used += taken;
+    reader->room -= taken;
+    return taken;
+}
+
+TEST(what_a_console_does_not_take_waits_and_is_offered_again) {
+    struct reader reader = {.room = 4};
+    log_set_sink(write_to_reader, &reader);
+    log_text("12345678");
+    assert_false(log_drain(6)); /* more now would be of no use */
+    assert_true(log_is_waiting());
+    assert_false(log_drain(100));
+    assert_memory_equal(reader.text, "1234", 4);
+    assert_int_equal(reader.used, 4);
+    log_flush(); /* ends all the same */
+    assert_true(log_is_waiting());
+    reader.room = 3;
+    assert_true(log_drain(3));
+    reader.room = 60;
+    assert_false(log_drain(100));
+    assert_false(log_is_waiting());
+    assert_memory_equal(reader.text, "12345678\n", 9);
+    assert_int_equal(reader.used, 9);
+}
+
+/* Also the end of a line whose rest the ring has lost. */
+TEST(a_console_that_takes_nothing_finds_the_newest_lines_later) {
+    struct reader reader = {.room = 5};
+    log_set_sink(write_to_reader, &reader);
+    log_text("the first line");
+    assert_false(log_drain(100));
+    (void)write_lines(1, 2000);
+    assert_false(log_drain(100));
+    assert_int_equal(reader.used, 5);
+    reader.room = 1;
+    assert_false(log_drain(100));
+    assert_memory_equal(reader.text, "the f\n", 6);
+    reader.room = 5;
+    assert_false(log_drain(100));
+    assert_memory_equal(reader.text, "the f\nline ", 11);
+    reader.room = 0;
+    log_set_sink(NULL, NULL);
 }
 
 TEST(a_cause_that_repeats_is_limited_and_the_rest_counted) {

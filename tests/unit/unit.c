@@ -50,13 +50,14 @@ void unit_add(const char *name, CMUnitTestFunction function) {
     tests[test_count++] = (struct CMUnitTest){.name = name, .test_func = function};
 }
 
-static void keep_log(void *unused, const char *text, size_t length) {
+static size_t keep_log(void *unused, const char *text, size_t length) {
     (void)unused;
     size_t room = LOG_BYTES - log_used;
-    length = length < room ? length : room;
-    memcpy(log_kept + log_used, text, length);
-    log_used += length;
+    size_t kept = length < room ? length : room;
+    memcpy(log_kept + log_used, text, kept);
+    log_used += kept;
     log_kept[log_used] = '\0';
+    return length;
 }
 
 const char *unit_log(void) {
@@ -137,9 +138,10 @@ static _Noreturn void leave_child(int status) {
     _exit(status);
 }
 
-static void write_log_to_parent(void *unused, const char *text, size_t length) {
+static size_t write_log_to_parent(void *unused, const char *text, size_t length) {
     (void)unused;
     (void)!write(child_pipe[1], text, length); /* a report cut short fails the parent's test */
+    return length;
 }
 
 static void child_halted(bool failed) {
