@@ -107,7 +107,7 @@
 /* Network: ring entries, and bytes of one receive buffer, virtio header included. */
 #define NET_RX_RING_ENTRIES 1024
 #define NET_TX_RING_ENTRIES 1024
-#define NET_RX_BUDGET       64
+#define NET_RX_BUDGET       NET_RX_RING_ENTRIES
 /* Received bytes that all connections together may hold is the receive pool; below this share of
  * free buffers (in 1/8) connections hand on what they have instead of gathering whole requests. */
 #define NET_RX_PRESSURE_EIGHTHS 2
@@ -143,6 +143,14 @@
 /* One contiguous read buffer, and how many of them one large READ streams through. */
 #define NBD_READ_CHUNK_BYTES (128u * 1024)
 #define NBD_READ_CHUNKS      4
+/* Pieces of requests that a disk has at a time, of all clients together, when the configuration
+ * does not say: twice what its ring holds, so that the ring is full whatever merges on the way.
+ * Further requests wait unread, and those who wait take turns of so many requests, or of a share of
+ * the pieces when that is less. */
+#define NBD_DISK_DEPTH        (2 * BLOCK_RING_ENTRIES)
+#define NBD_DISK_DEPTH_MAX    8192
+#define NBD_TURN_REQUESTS_MAX 32
+#define NBD_TURNS_PER_DEPTH   4
 /* Pieces of each size that are kept for the next request of that size. */
 #define NBD_PAYLOAD_KEPT 64
 /* A WRITE up to this length is received whole before its first byte goes to the disk. */

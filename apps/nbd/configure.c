@@ -75,6 +75,7 @@ int nbd_server_configure(struct nbd_server_config *config) {
         .port = (uint16_t)config_number("port", 1, UINT16_MAX, PORT_DEFAULT),
         .may_list = config_switch("list", true),
         .keeps_allocation = config_switch("allocation", true),
+        .depth = (unsigned)config_number("depth", 1, NBD_DISK_DEPTH_MAX, NBD_DISK_DEPTH),
         .idle_ms = config_number("idle", 0, IDLE_S_MAX, 0) * MS_PER_S,
     };
     int error = read_addresses("allow", &config->allow);

@@ -18,6 +18,7 @@
 
 struct nbd_connection;
 struct nbd_request;
+struct nbd_turns;
 
 /* One block request on behalf of an NBD request: a piece of a write with the packets it came in, a
  * step of a trim, or a chunk of a read with the buffer it goes out from. */
@@ -115,6 +116,11 @@ struct nbd_connection {
     /* Waiting for its turn under the export's limits. */
     struct nbd_connection *next_limited;
     bool is_limited;
+    /* Its turn at the disk (turn.h): requests left of the one it has, or waiting for one. */
+    struct nbd_turns *turns;
+    unsigned turn_left;
+    bool waits_for_turn;
+    struct nbd_connection *next_for_turn;
     /* Set from the disks' tasks: ios that came back, in order. */
     struct nbd_io *finished_first;
     struct nbd_io *finished_last;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "apps/nbd/connection.h"
+#include "apps/nbd/turn.h"
 #include "core/log.h"
 #include "core/panic.h"
 
@@ -135,6 +136,7 @@ static void put_text_info(struct nbd_handshake *handshake, uint16_t type, const 
 
 static void begin_transmission(struct nbd_connection *connection, const struct nbd_export *export) {
     connection->export = export;
+    connection->turns = nbd_turns_at(export->device);
     connection->has_allocation = connection->handshake->context_export == export;
     timer_cancel(&connection->deadline);
     if (nbd_transmission_begin(connection) != 0) {

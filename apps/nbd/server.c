@@ -14,6 +14,7 @@
 #include "apps/nbd/limit.h"
 #include "apps/nbd/payload.h"
 #include "apps/nbd/share.h"
+#include "apps/nbd/turn.h"
 #include "boot/arch.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
@@ -345,7 +346,8 @@ static bool is_idle(struct nbd_connection *connection) {
     uint64_t idle_ns = config->idle_ms * NS_PER_MS;
     uint64_t silent_ns = scheduler_now_ns() - connection->active_ns;
     /* A request that waits for its turn, or for memory, is still unread. */
-    bool waits_for_us = connection->is_limited || connection->wants_memory;
+    bool waits_for_us =
+        connection->is_limited || connection->waits_for_turn || connection->wants_memory;
     connection->is_late = false;
     if (nbd_transmission_is_idle(connection) && !waits_for_us && silent_ns >= idle_ns) {
         return true;
@@ -359,6 +361,7 @@ static bool is_idle(struct nbd_connection *connection) {
 void nbd_begin_draining(struct nbd_connection *connection) {
     connection->state = NBD_DRAINING;
     nbd_limit_leave(connection);
+    nbd_turn_leave(connection);
     nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
 }
 
@@ -369,6 +372,7 @@ static void let_go(struct nbd_connection *connection, bool abort) {
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;
     nbd_limit_leave(connection);
+    nbd_turn_leave(connection);
     nbd_replies_abandon(connection);
     give_spares_of(connection);
     stream->ops->close(stream, abort);
@@ -552,12 +556,8 @@ static void relieve_pressure(void) {
     }
 }
 
-static bool work(void *unused) {
-    (void)unused;
-    relieve_pressure();
-    if (is_shutting_down) {
-        check_shutdown();
-    }
+/* All that are in line; true when one of them has more to do at once. */
+static bool run_line(void) {
     struct nbd_connection *connection = run_first;
     run_first = NULL;
     run_last = NULL;
@@ -573,6 +573,21 @@ static bool work(void *unused) {
             destroy(connection);
         }
         connection = next;
+    }
+    return has_more;
+}
+
+static bool work(void *unused) {
+    (void)unused;
+    relieve_pressure();
+    if (is_shutting_down) {
+        check_shutdown();
+    }
+    bool has_more = run_line();
+    struct nbd_connection *next;
+    while ((next = nbd_turns_next()) != NULL) {
+        (void)enqueue(next); /* and runs now, if it was not in line already */
+        has_more |= run_line();
     }
     return has_more;
 }
@@ -603,6 +618,7 @@ int nbd_server_start(const struct nbd_server_config *server_config) {
     if (config->keeps_allocation) {
         keep_allocation();
     }
+    nbd_turns_init(config->depth);
     int error = take_memory();
     if (!error) {
         error = tcp_stream_listen(config->port, accept_client, NULL);
@@ -662,6 +678,7 @@ void nbd_server_dump(void) {
              nbd_payload_free() / 1024, nbd_payload_total() / 1024, (unsigned long long)waits,
              requests_max);
     dump_bounds();
+    nbd_turns_dump();
     for (const struct nbd_connection *connection = connections; connection != NULL;
          connection = connection->next) {
         if (connection->state != NBD_CLOSED) {

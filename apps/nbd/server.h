@@ -9,10 +9,11 @@
 
 struct nbd_server_config {
     uint16_t port;
-    bool may_list;              /* LIST tells the exports */
-    bool keeps_allocation;      /* what is known of the disks' content is kept and told */
-    uint64_t idle_ms;           /* a client without requests is closed after this; 0: never */
-    struct access_list allow;   /* empty: everybody */
+    bool may_list;            /* LIST tells the exports */
+    bool keeps_allocation;    /* what is known of the disks' content is kept and told */
+    unsigned depth;           /* pieces of requests that a disk has at a time; then clients wait */
+    uint64_t idle_ms;         /* a client without requests is closed after this; 0: never */
+    struct access_list allow; /* empty: everybody */
     struct access_list readers; /* may only read */
 };
 

@@ -13,6 +13,7 @@
 
 #include "apps/nbd/connection.h"
 #include "apps/nbd/limit.h"
+#include "apps/nbd/turn.h"
 #include "core/log.h"
 #include "core/panic.h"
 #include "core/task/scheduler.h"
@@ -109,6 +110,7 @@ static void io_complete(struct block_request *block) {
         connection->finished_first = io;
     }
     connection->finished_last = io;
+    connection->turns->on_disk--;
     nbd_schedule(connection);
 }
 
@@ -127,6 +129,7 @@ void nbd_submit(struct nbd_io *io, enum block_operation operation, unsigned flag
     io->block.owner = io;
     request->ios_on_disk++;
     request->connection->ios_on_disk++;
+    request->connection->turns->on_disk++;
     block_submit(request->connection->export->device, &io->block);
 }
 
@@ -256,6 +259,9 @@ static bool take_request(struct nbd_connection *connection) {
     if (connection->free_requests == NULL || connection->is_short) {
         return false;
     }
+    if (connection->turn_left == 0 && !nbd_turn_begins(connection)) {
+        return false;
+    }
     nbd_decode_request(there != NULL ? there : look_at(stream, bytes, copy), connection->mode,
                        &header);
     uint32_t magic =
@@ -296,6 +302,7 @@ static bool take_request(struct nbd_connection *connection) {
     } else {
         nbd_limit_charge(connection, &header);
     }
+    connection->turn_left--;
     stream->ops->drop(stream, bytes);
     return true;
 }
@@ -320,6 +327,7 @@ bool nbd_transmission_run(struct nbd_connection *connection) {
     while (budget > 0 && connection->state == NBD_TRANSMISSION && take_step(connection)) {
         budget--;
     }
+    connection->turn_left = 0; /* what is left of a turn is not kept */
     if (connection->state != NBD_CLOSED) {
         nbd_replies_send(connection);
     }

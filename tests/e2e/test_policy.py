@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
 import socket
 import struct
 import threading
@@ -249,3 +251,25 @@ def test_a_greedy_client_does_not_starve_a_small_one(launch: Launch) -> None:
     # On an idle machine it is two dozen, and two.
     assert in_all < 200, f"worst {worst}"
     assert worst < 32, f"in all {in_all}"
+
+
+def test_clients_of_a_disk_that_takes_little_take_turns(launch: Launch) -> None:
+    """A depth of eight pieces makes turns of two requests: one who asks two things at a time comes in
+    between those who have asked for sixty, and nobody's reply is lost."""
+    greedy, each, rounds = 6, 60, 40
+    appliance = launch(MIB, append="depth=8")
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(appliance)) for _ in range(greedy)]
+        for wire in wires:
+            wire.go()
+            wire.send(request_bytes(Command.READ, 0, 512) * each)
+        small = stack.enter_context(Wire(appliance))
+        small.go()
+        for _ in range(rounds):
+            small.send(request_bytes(Command.READ, 512, 512) * 2)
+            assert [small.reply(512).error for _ in range(2)] == [Error.NONE] * 2
+        for wire in wires:
+            assert [wire.reply(512).error for _ in range(each)] == [Error.NONE] * each
+    found = re.search(r"vda: at most 8 pieces of requests at a time, has 0, waits (\d+)",
+                      appliance.status())
+    assert found is not None and int(found[1]) > greedy * each / 2 / 2, appliance.status()

@@ -73,7 +73,7 @@ struct client {
 static struct client clients[CLIENTS];
 static struct conversation talks[CLIENTS];
 static struct fuzz_input input;
-static struct nbd_server_config config = {.port = 10809, .may_list = true};
+static struct nbd_server_config config = {.port = 10809, .may_list = true, .depth = 8};
 
 /* --- The network, as apps/nbd knows it --- */
 

@@ -258,6 +258,17 @@ static void plan_room(void) {
     }
 }
 
+/* Clients wait for their turns at a disk that takes so few of their requests at a time; not so few
+ * that whoever waits for all others to be served would seem forgotten. */
+static void plan_turns(void) {
+    enum { DEPTH_LEAST = 36, DEPTH_MOST = 300 };
+    size_t used = strlen(plan.command_line);
+    if (luck_has(300)) {
+        (void)snprintf(plan.command_line + used, sizeof plan.command_line - used, " depth=%u",
+                       (unsigned)luck_spread(DEPTH_LEAST, DEPTH_MOST)); /* it fits */
+    }
+}
+
 void plan_make(void) {
     plan_machine();
     plan_disk();
@@ -267,6 +278,7 @@ void plan_make(void) {
     plan_faults();
     plan_room();
     plan_story();
+    plan_turns();
 }
 
 void plan_show(void) {

@@ -6,7 +6,7 @@
 #include "apps/nbd/export.h"
 #include "tests/unit/unit.h"
 
-struct nbd_server_config config = {.port = WORLD_PORT, .may_list = true};
+struct nbd_server_config config = {.port = WORLD_PORT, .may_list = true, .depth = NBD_DISK_DEPTH};
 struct talker talkers[TALKERS];
 static uint8_t memory_of_talkers[TALKERS][IN_BYTES_MAX];
 

@@ -29,19 +29,22 @@ TEST(without_words_everybody_may_do_everything) {
     assert_true(config.may_list);
     assert_true(config.keeps_allocation);
     assert_int_equal(config.idle_ms, 0);
+    assert_int_equal(config.depth, NBD_DISK_DEPTH);
     assert_int_equal(config.allow.count, 0);
     assert_int_equal(config.readers.count, 0);
     assert_null(nbd_export_at(0)->limit);
 }
 
 TEST(every_key_is_taken) {
-    assert_int_equal(configure("port=1 list=off allocation=off idle=60 allow=10.0.0.0/8,1.2.3.4 "
-                               "readonly-from=10.0.0.1 limit-bytes=vda:2M limit-requests=vda:300"),
-                     0);
+    assert_int_equal(
+        configure("port=1 list=off allocation=off idle=60 depth=9 allow=10.0.0.0/8,1.2.3.4 "
+                  "readonly-from=10.0.0.1 limit-bytes=vda:2M limit-requests=vda:300"),
+        0);
     assert_int_equal(config.port, 1);
     assert_false(config.may_list);
     assert_false(config.keeps_allocation);
     assert_int_equal(config.idle_ms, 60000);
+    assert_int_equal(config.depth, 9);
     assert_int_equal(config.allow.count, 2);
     assert_true(access_list_has(&config.readers, UINT32_C(0x0a000001)));
     assert_int_equal(nbd_export_at(0)->limit->bytes.per_s, 2 << 20);

@@ -312,6 +312,137 @@ TEST(who_leaves_the_line_of_a_limit_takes_nobody_along) {
     with_server(0, leaving_the_line);
 }
 
+/* --- Turns at the disk --- */
+
+/* Blocks with one between each two, so that none merge. */
+static uint64_t offset_of(uint64_t number) {
+    return number * 1024;
+}
+
+static void ask_block(unsigned which, uint64_t number) {
+    (void)ask(&talkers[which], NBD_SIMPLE, NBD_CMD_READ, 0, offset_of(number), 512);
+}
+
+static void answer_block(uint64_t number) {
+    answer_at(offset_of(number), 0);
+}
+
+/* The disk has so many blocks in hand, and these are the newest, by age. */
+static void expect_on_disk(unsigned count, const uint64_t *newest, unsigned newest_count) {
+    take_parts();
+    assert_int_equal(nbd_part_count, count);
+    for (unsigned i = 0; i < newest_count; i++) {
+        assert_int_equal(nbd_parts[count - newest_count + i].offset, offset_of(newest[i]));
+    }
+}
+
+/* In the order in which the disk was done. */
+static void expect_block(unsigned which, uint64_t number) {
+    (void)hear(&talkers[which], 16); /* the cookie has its tests */
+    assert_memory_equal(hear(&talkers[which], 512), nbd_content + offset_of(number), 512);
+}
+
+static void with_depth(unsigned depth, void (*body)(void)) {
+    unsigned before = config.depth;
+    config.depth = depth;
+    with_server(0, body);
+    config.depth = before;
+}
+
+/* Of a depth of eight a turn is two requests. One client has the disk to itself until there is no
+ * room for another turn; then all wait, each time there is room for two the next has its turn, and
+ * who has more to ask waits behind all others. */
+static void taking_turns(void) {
+    for (unsigned i = 0; i < 3; i++) {
+        (void)begin_simple(i, "disk");
+    }
+    for (unsigned i = 0; i < 11; i++) {
+        ask_block(0, 100 + i);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        ask_block(1, 200 + i);
+        ask_block(2, 300 + i);
+    }
+    expect_on_disk(7, (const uint64_t[]){105, 106}, 2);
+    answer_block(100);
+    expect_on_disk(8, (const uint64_t[]){107, 108}, 2);
+    answer_block(101);
+    expect_on_disk(7, (const uint64_t[]){107, 108}, 2);
+    answer_block(102);
+    expect_on_disk(8, (const uint64_t[]){200, 201}, 2);
+    answer_block(103);
+    answer_block(104);
+    expect_on_disk(8, (const uint64_t[]){300, 301}, 2);
+    answer_block(105);
+    answer_block(106);
+    expect_on_disk(8, (const uint64_t[]){109, 110}, 2);
+    answer_block(107);
+    answer_block(108);
+    expect_on_disk(7, (const uint64_t[]){110, 202}, 2);
+    answer_block(200);
+    expect_on_disk(7, (const uint64_t[]){202, 302}, 2);
+    answer_all();
+    for (unsigned i = 0; i < 11; i++) {
+        expect_block(0, 100 + i);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        expect_block(1, 200 + i);
+        expect_block(2, 300 + i);
+    }
+    unit_log_clear();
+    nbd_server_dump();
+    assert_logged("vda: at most 8 pieces of requests at a time, has 0, waits ");
+}
+
+TEST(requests_beyond_the_depth_of_a_disk_wait_and_clients_take_turns) {
+    with_depth(8, taking_turns);
+}
+
+/* The first of those who wait goes, then the last; whoever comes is behind those who stay. */
+static void leaving_before_the_turn(void) {
+    for (unsigned i = 0; i < TALKERS; i++) {
+        (void)begin_simple(i, "disk");
+        ask_block(i, 100 + i);
+    }
+    expect_on_disk(1, (const uint64_t[]){100}, 1);
+    client_say(&talkers[1].client, &(struct spoken){.flags = RST});
+    client_say(&talkers[3].client, &(struct spoken){.flags = RST});
+    talkers[1].is_reset = true;
+    talkers[3].is_reset = true;
+    ask_block(0, 200);
+    answer_block(100);
+    expect_on_disk(1, (const uint64_t[]){102}, 1);
+    answer_block(102);
+    expect_on_disk(1, (const uint64_t[]){200}, 1);
+    answer_block(200);
+    expect_on_disk(0, NULL, 0);
+    expect_block(0, 100);
+    expect_block(2, 102);
+    expect_block(0, 200);
+}
+
+TEST(who_leaves_before_its_turn_takes_nobody_along) {
+    with_depth(1, leaving_before_the_turn);
+}
+
+/* Whatever its exports are called, a disk is one. */
+static void sharing_a_disk(void) {
+    (void)begin_simple(0, "disk");
+    (void)begin_simple(1, "slow");
+    ask_block(0, 100);
+    ask_block(1, 200);
+    expect_on_disk(1, (const uint64_t[]){100}, 1);
+    answer_block(100);
+    expect_on_disk(1, (const uint64_t[]){200}, 1);
+    answer_block(200);
+    expect_block(0, 100);
+    expect_block(1, 200);
+}
+
+TEST(exports_of_one_disk_share_its_turns) {
+    with_depth(1, sharing_a_disk);
+}
+
 /* --- Memory --- */
 
 /* Requests of each kind on four connections, as many as their windows have room for, and a disk

@@ -1,0 +1,96 @@
+/* Turns at the disks. See turn.h. */
+#include "apps/nbd/turn.h"
+
+#include <stddef.h>
+
+#include "apps/nbd/connection.h"
+#include "config/limits.h"
+#include "core/log.h"
+#include "core/panic.h"
+
+static struct nbd_turns disks[BLOCK_DEVICES_MAX];
+static unsigned disk_count;
+static unsigned depth;
+static unsigned turn_requests;
+
+void nbd_turns_init(unsigned pieces) {
+    unsigned share = pieces / NBD_TURNS_PER_DEPTH;
+    depth = pieces;
+    turn_requests = share < 1 ? 1 : share > NBD_TURN_REQUESTS_MAX ? NBD_TURN_REQUESTS_MAX : share;
+}
+
+struct nbd_turns *nbd_turns_at(const struct block_device *device) {
+    const struct block_device *disk = device->parent != NULL ? device->parent : device;
+    for (unsigned i = 0; i < disk_count; i++) {
+        if (disks[i].disk == disk) {
+            return &disks[i];
+        }
+    }
+    ASSERT(disk_count < BLOCK_DEVICES_MAX);
+    disks[disk_count] = (struct nbd_turns){.disk = disk};
+    return &disks[disk_count++];
+}
+
+/* For a whole turn: what requests of several pieces take beyond that may be more than `depth`. */
+static bool has_room(const struct nbd_turns *turns) {
+    return turns->on_disk + turn_requests <= depth;
+}
+
+bool nbd_turn_begins(struct nbd_connection *connection) {
+    struct nbd_turns *turns = connection->turns;
+    if (connection->waits_for_turn) {
+        return false;
+    }
+    if (turns->first == NULL && has_room(turns)) {
+        connection->turn_left = turn_requests;
+        return true;
+    }
+    connection->waits_for_turn = true;
+    connection->next_for_turn = NULL;
+    if (turns->last != NULL) {
+        turns->last->next_for_turn = connection;
+    } else {
+        turns->first = connection;
+    }
+    turns->last = connection;
+    turns->waits++;
+    return false;
+}
+
+struct nbd_connection *nbd_turns_next(void) {
+    for (unsigned i = 0; i < disk_count; i++) {
+        struct nbd_turns *turns = &disks[i];
+        struct nbd_connection *connection = turns->first;
+        if (connection != NULL && has_room(turns)) {
+            nbd_turn_leave(connection);
+            connection->turn_left = turn_requests;
+            return connection;
+        }
+    }
+    return NULL;
+}
+
+void nbd_turn_leave(struct nbd_connection *connection) {
+    if (!connection->waits_for_turn) {
+        return;
+    }
+    struct nbd_turns *turns = connection->turns;
+    struct nbd_connection *before = NULL;
+    struct nbd_connection **link = &turns->first;
+    while (*link != connection) {
+        before = *link;
+        link = &before->next_for_turn;
+    }
+    *link = connection->next_for_turn;
+    if (turns->last == connection) {
+        turns->last = before;
+    }
+    connection->waits_for_turn = false;
+}
+
+void nbd_turns_dump(void) {
+    for (unsigned i = 0; i < disk_count; i++) {
+        log_text("  %s: at most %u pieces of requests at a time, has %u, waits %llu",
+                 disks[i].disk->name, depth, disks[i].on_disk, (unsigned long long)disks[i].waits);
+    }
+}
