@@ -88,7 +88,8 @@ struct stream {
     enum stream_state state;
     char peer[32];         /* for the log */
     uint32_t peer_address; /* IPv4, in the host's byte order; 0 where there is none */
-    /* Set by the owner: called when something arrived, was acknowledged, or the state changed. */
+    /* Set by the owner: called when something arrived, the state changed, or `send` had less room
+     * than was asked for and may have more now. */
     void (*changed)(void *arg);
     void *arg;
 };

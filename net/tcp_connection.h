@@ -29,6 +29,7 @@ struct tcp_stream {
     struct stream_mark *marks_last;
     unsigned loans;
     bool needs_output;
+    bool was_refused;  /* some of what the owner had to send: it hears when there is room */
     bool lacks_memory; /* lwIP refused to send */
     bool owes_ack;     /* for more than one segment of this round */
     bool expects_reply;
@@ -58,8 +59,8 @@ void tcp_stream_forget_newest(void);
 
 /* Releases what is acknowledged, as far as no frame in the ring can refer to it. What is
  * acknowledged later waits for its own turn: a ring that is never empty must not put it off for
- * ever. True when something was released. */
-bool tcp_stream_release_acknowledged(struct tcp_stream *tcp);
+ * ever. */
+void tcp_stream_release_acknowledged(struct tcp_stream *tcp);
 /* All marks up to a place in what was sent. */
 void tcp_stream_release_marks(struct tcp_stream *tcp, uint64_t up_to);
 

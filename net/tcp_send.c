@@ -124,14 +124,15 @@ __attribute__((noinline)) static size_t send_anew(struct tcp_stream *tcp, const 
                                                   size_t bytes) {
     size_t accepted = 0;
     if (tcp->pcb != NULL && is_resend_waiting(tcp->pcb)) {
-        return 0; /* its acknowledgement tells */
+        tcp->was_refused = true; /* its acknowledgement tells */
+        return 0;
     }
     while (tcp->pcb != NULL && accepted < bytes) {
         size_t step = bytes - accepted;
         step = step < UINT16_MAX ? step : UINT16_MAX;
         step = step < tcp_sndbuf(tcp->pcb) ? step : tcp_sndbuf(tcp->pcb);
         if (step == 0) {
-            break; /* acknowledgements make room; `changed` tells */
+            break; /* acknowledgements make room */
         }
         if (tcp_write(tcp->pcb, (const uint8_t *)data + accepted, (u16_t)step, 0) != ERR_OK) {
             tcp->lacks_memory = true; /* perhaps that of others: see tell_of_memory */
@@ -140,6 +141,7 @@ __attribute__((noinline)) static size_t send_anew(struct tcp_stream *tcp, const 
         accepted += step;
     }
     tcp->sent += accepted;
+    tcp->was_refused = accepted < bytes;
     tcp->needs_output |= accepted > 0;
     if (tcp->pcb != NULL && accepted > 0) {
         remember_newest(tcp);
@@ -214,9 +216,8 @@ static bool awaits_release(const struct tcp_stream *tcp) {
     return tcp->marks_first != NULL && tcp->marks_first->position <= tcp->acknowledged;
 }
 
-bool tcp_stream_release_acknowledged(struct tcp_stream *tcp) {
+void tcp_stream_release_acknowledged(struct tcp_stream *tcp) {
     struct virtio_net *net = virtio_net_first();
-    bool has_released = false;
     while (awaits_release(tcp)) {
         if (tcp->marks_first->position > tcp->releasing) {
             tcp->releasing = tcp->acknowledged;
@@ -229,9 +230,7 @@ bool tcp_stream_release_acknowledged(struct tcp_stream *tcp) {
             }
         }
         tcp_stream_release_marks(tcp, tcp->releasing);
-        has_released = true;
     }
-    return has_released;
 }
 
 void tcp_stream_mend_lengths(const struct tcp_pcb *pcb) {

@@ -403,8 +403,11 @@ void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes) {
     tcp->acknowledged += bytes;
     was_acknowledged = true;
     ASSERT(tcp->acknowledged <= tcp->sent);
-    (void)tcp_stream_release_acknowledged(tcp); /* whatever it was, the owner hears of it */
-    tell_owner(tcp);
+    tcp_stream_release_acknowledged(tcp);
+    if (tcp->was_refused) {
+        tcp->was_refused = false;
+        tell_owner(tcp);
+    }
 }
 
 static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
@@ -673,8 +676,8 @@ void tcp_streams_run(void) {
         if (tcp->consumed > 0) {
             tell_consumed(tcp);
         }
-        if (tcp->pcb != NULL && tcp_stream_release_acknowledged(tcp)) {
-            tell_owner(tcp);
+        if (tcp->pcb != NULL) {
+            tcp_stream_release_acknowledged(tcp);
         }
         stream_flush(&tcp->stream);
         if (tcp->owes_ack) {

@@ -109,7 +109,9 @@ struct nbd_connection {
     struct nbd_handshake *handshake;
     bool has_work; /* on the server's list of connections to run */
     struct nbd_connection *next_to_run;
-    bool wants_memory;     /* waits for buffers */
+    bool wants_memory; /* waits for buffers */
+    /* It is run when one of its requests has ended: it lacks one, or waits for the last. */
+    bool awaits_requests;
     struct timer deadline; /* of the handshake, of draining, or of being idle */
     bool is_late;
     uint64_t active_ns; /* when its last request came */

@@ -105,6 +105,9 @@ static void recycle_chunk(struct nbd_io *io) {
     struct nbd_request *request = io->request;
     if (request->length_left > 0 && goes_on(request)) {
         start_chunk(io);
+        if (io->state == IO_READY) {
+            nbd_schedule(request->connection); /* a hole: no disk will tell that it is there */
+        }
     } else {
         nbd_io_give(request->connection, io);
     }

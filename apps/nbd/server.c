@@ -360,6 +360,7 @@ static bool is_idle(struct nbd_connection *connection) {
 
 void nbd_begin_draining(struct nbd_connection *connection) {
     connection->state = NBD_DRAINING;
+    connection->awaits_requests = true;
     nbd_limit_leave(connection);
     nbd_turn_leave(connection);
     nbd_set_deadline(connection, NBD_DRAIN_TIMEOUT_MS);
@@ -368,6 +369,7 @@ void nbd_begin_draining(struct nbd_connection *connection) {
 static void let_go(struct nbd_connection *connection, bool abort) {
     struct stream *stream = connection->stream;
     connection->state = NBD_CLOSED;
+    connection->awaits_requests = true;
     timer_cancel(&connection->deadline);
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;

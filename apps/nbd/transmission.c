@@ -86,7 +86,9 @@ void nbd_request_give(struct nbd_request *request) {
     connection->free_requests = request;
     ASSERT(connection->requests_in_use > 0);
     connection->requests_in_use--;
-    nbd_schedule(connection);
+    if (connection->awaits_requests) {
+        nbd_schedule(connection);
+    }
 }
 
 void nbd_request_give_if_unused(struct nbd_request *request) {
@@ -110,7 +112,6 @@ static void io_complete(struct block_request *block) {
         connection->finished_first = io;
     }
     connection->finished_last = io;
-    connection->turns->on_disk--;
     nbd_schedule(connection);
 }
 
@@ -129,7 +130,6 @@ void nbd_submit(struct nbd_io *io, enum block_operation operation, unsigned flag
     io->block.owner = io;
     request->ios_on_disk++;
     request->connection->ios_on_disk++;
-    request->connection->turns->on_disk++;
     block_submit(request->connection->export->device, &io->block);
 }
 
@@ -257,6 +257,7 @@ static bool take_request(struct nbd_connection *connection) {
     const uint8_t *there = stream->ops->front(stream, bytes);
     connection->is_short = there == NULL && stream->ops->received(stream) < bytes;
     if (connection->free_requests == NULL || connection->is_short) {
+        connection->awaits_requests = !connection->is_short;
         return false;
     }
     if (connection->turn_left == 0 && !nbd_turn_begins(connection)) {
@@ -323,6 +324,7 @@ static bool take_step(struct nbd_connection *connection) {
 
 bool nbd_transmission_run(struct nbd_connection *connection) {
     unsigned budget = REQUESTS_PER_ROUND;
+    connection->awaits_requests = connection->state != NBD_TRANSMISSION;
     take_finished(connection);
     while (budget > 0 && connection->state == NBD_TRANSMISSION && take_step(connection)) {
         budget--;
@@ -333,7 +335,8 @@ bool nbd_transmission_run(struct nbd_connection *connection) {
     }
     if (connection->state != NBD_CLOSED) {
         connection->stream->ops->expect_reply(
-            connection->stream, connection->requests_in_use > 0 && connection->receiving == NULL);
+            connection->stream, (connection->ios_on_disk > 0 || connection->reply_first != NULL) &&
+                                    connection->receiving == NULL);
     }
     return budget == 0 && connection->state == NBD_TRANSMISSION;
 }

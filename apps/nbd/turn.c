@@ -33,7 +33,7 @@ struct nbd_turns *nbd_turns_at(const struct block_device *device) {
 
 /* For a whole turn: what requests of several pieces take beyond that may be more than `depth`. */
 static bool has_room(const struct nbd_turns *turns) {
-    return turns->on_disk + turn_requests <= depth;
+    return turns->disk->stats.in_flight + turn_requests <= depth;
 }
 
 bool nbd_turn_begins(struct nbd_connection *connection) {
@@ -91,6 +91,7 @@ void nbd_turn_leave(struct nbd_connection *connection) {
 void nbd_turns_dump(void) {
     for (unsigned i = 0; i < disk_count; i++) {
         log_text("  %s: at most %u pieces of requests at a time, has %u, waits %llu",
-                 disks[i].disk->name, depth, disks[i].on_disk, (unsigned long long)disks[i].waits);
+                 disks[i].disk->name, depth, disks[i].disk->stats.in_flight,
+                 (unsigned long long)disks[i].waits);
     }
 }

@@ -15,7 +15,6 @@ struct nbd_connection;
 /* Of one disk, whatever its exports: their clients share it. */
 struct nbd_turns {
     const struct block_device *disk;
-    unsigned on_disk;             /* pieces submitted and not completed */
     struct nbd_connection *first; /* waiting for its turn */
     struct nbd_connection *last;
     uint64_t waits;

@@ -223,6 +223,34 @@ TEST(what_a_hole_leaves_over_of_a_read_s_memory_goes_back) {
     config.keeps_allocation = false;
 }
 
+/* Four pieces of memory are under way; what comes behind them is known to be zero. The first that
+ * the client has taken goes on with it, and no disk is asked. */
+static void reads_before_a_hole(void) {
+    enum { PIECES = NBD_READ_CHUNKS };
+    size_t bytes = 0;
+    uint64_t hole_at = (uint64_t)PIECES * CHUNK;
+    struct talker *talker = begin_structured(0, "disk");
+    uint64_t cookie = ask(talker, NBD_STRUCTURED, NBD_CMD_TRIM, 0, hole_at, CHUNK);
+    answer_all();
+    (void)expect_chunk(talker, cookie, NBD_REPLY_TYPE_NONE, NBD_REPLY_FLAG_DONE, &bytes);
+    cookie = ask(talker, NBD_STRUCTURED, NBD_CMD_READ, 0, 0, hole_at + CHUNK);
+    answer_all();
+    for (unsigned i = 0; i < PIECES; i++) {
+        (void)expect_chunk(talker, cookie, NBD_REPLY_TYPE_OFFSET_DATA, 0, &bytes);
+        assert_int_equal(bytes, 8 + CHUNK);
+    }
+    const uint8_t *data =
+        expect_chunk(talker, cookie, NBD_REPLY_TYPE_OFFSET_HOLE, NBD_REPLY_FLAG_DONE, &bytes);
+    assert_int_equal(get(data, 8), hole_at);
+    assert_int_equal(get(data + 8, 4), CHUNK);
+}
+
+TEST(a_hole_behind_what_fits_into_memory_is_told_when_that_is_taken) {
+    config.keeps_allocation = true;
+    with_server(0, reads_before_a_hole);
+    config.keeps_allocation = false;
+}
+
 static void simple_fails(void) {
     struct talker *talker = begin_simple(0, "disk");
     uint64_t cookie = ask(talker, NBD_SIMPLE, NBD_CMD_READ, 0, 0, (uint64_t)4 * CHUNK);
