@@ -167,12 +167,24 @@ void nbd_begin_draining(struct nbd_connection *connection);
 void nbd_abort(struct nbd_connection *connection, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+bool nbd_is_shutting_down(void);
+bool nbd_may_list(void);
+
+/* All of them, by `next`. */
+struct nbd_connection *nbd_connections(void);
+unsigned nbd_connection_count(void);
+
+/* --- memory.c ----------------------------------------------------------------------------------
+ */
+
+/* Takes what all clients share from the heap. 0 or a negative errno, said in the log. */
+int nbd_memory_take(void);
+/* How much of it is free, in words. */
+void nbd_memory_tell(char *text, size_t bytes);
+
 /* How many requests a connection may have in flight: NBD_REQUESTS_PER_CONNECTION, or fewer where
  * memory is short. */
 unsigned nbd_requests_max(void);
-
-bool nbd_is_shutting_down(void);
-bool nbd_may_list(void);
 
 /* An io, with a contiguous buffer of up to `buffer_bytes` (0 for none; less when memory is in
  * pieces) that is charged to the connection. NULL when the connection has to wait: it is run again
@@ -184,6 +196,8 @@ void nbd_io_give(struct nbd_connection *connection, struct nbd_io *io);
 void nbd_io_put_back(struct nbd_connection *connection, struct nbd_io *io);
 /* The connection is run again when memory comes back. */
 void nbd_io_wait(struct nbd_connection *connection);
+/* Those that the connection keeps for its next small requests. */
+void nbd_io_give_spares(struct nbd_connection *connection);
 
 /* --- handshake.c -------------------------------------------------------------------------------
  */
