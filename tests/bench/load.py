@@ -92,6 +92,8 @@ LOADS = (
     _random("randread", "read", 4, 4, False),
     PEAK,
     _random("randread", "read", 128, 4, False),
+    # Beside those in time with which it is compared.
+    OVERLOAD,
     WRITE_DEPTH_1,
     _random("randwrite", "write", 4, 1, False),
     WRITE_DEPTH_32,
@@ -111,8 +113,6 @@ LOADS = (
     SEQUENTIAL_READ,
     SEQUENTIAL_WRITE,
     FLUSHED,
-    # Beside each other in time, because they are compared.
-    OVERLOAD,
 )
 
 
