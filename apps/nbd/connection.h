@@ -10,6 +10,7 @@
 #define APPS_NBD_CONNECTION_H
 
 #include "apps/nbd/export.h"
+#include "apps/nbd/line.h"
 #include "apps/nbd/wire.h"
 #include "blk/block.h"
 #include "config/limits.h"
@@ -114,15 +115,11 @@ struct nbd_connection {
     bool awaits_requests;
     struct timer deadline; /* of the handshake, of draining, or of being idle */
     bool is_late;
-    uint64_t active_ns; /* when its last request came */
-    /* Waiting for its turn under the export's limits. */
-    struct nbd_connection *next_limited;
-    bool is_limited;
-    /* Its turn at the disk (turn.h): requests left of the one it has, or waiting for one. */
+    uint64_t active_ns;           /* when its last request came */
+    struct nbd_place limit_place; /* waiting for its turn under the export's limits */
+    struct nbd_place turn_place;  /* waiting for its turn at the disk (turn.h) */
     struct nbd_turns *turns;
-    unsigned turn_left;
-    bool waits_for_turn;
-    struct nbd_connection *next_for_turn;
+    unsigned turn_left; /* requests of the turn that it has */
     /* Set from the disks' tasks: ios that came back, in order. */
     struct nbd_io *finished_first;
     struct nbd_io *finished_last;

@@ -6,43 +6,16 @@
 
 static void turn_has_come(void *arg) {
     struct nbd_limit *limit = arg;
-    if (limit->first != NULL) {
-        nbd_schedule(limit->first);
+    if (limit->line.first != NULL) {
+        nbd_schedule(limit->line.first->connection);
     }
-}
-
-static void join(struct nbd_limit *limit, struct nbd_connection *connection) {
-    if (connection->is_limited) {
-        return;
-    }
-    connection->is_limited = true;
-    connection->next_limited = NULL;
-    if (limit->last != NULL) {
-        limit->last->next_limited = connection;
-    } else {
-        limit->first = connection;
-    }
-    limit->last = connection;
-    limit->waits++;
 }
 
 void nbd_limit_leave(struct nbd_connection *connection) {
-    if (!connection->is_limited) {
-        return;
+    if (nbd_place_is_taken(&connection->limit_place)) {
+        nbd_line_leave(&connection->export->limit->line, &connection->limit_place);
+        turn_has_come(connection->export->limit);
     }
-    struct nbd_limit *limit = connection->export->limit;
-    struct nbd_connection *before = NULL;
-    struct nbd_connection **link = &limit->first;
-    while (*link != connection) {
-        before = *link;
-        link = &before->next_limited;
-    }
-    *link = connection->next_limited;
-    if (limit->last == connection) {
-        limit->last = before;
-    }
-    connection->is_limited = false;
-    turn_has_come(limit);
 }
 
 bool nbd_limit_allows(struct nbd_connection *connection) {
@@ -50,8 +23,8 @@ bool nbd_limit_allows(struct nbd_connection *connection) {
     if (limit == NULL) {
         return true;
     }
-    if (limit->first != NULL && limit->first != connection) {
-        join(limit, connection);
+    if (limit->line.first != NULL && limit->line.first != &connection->limit_place) {
+        nbd_line_join(&limit->line, &connection->limit_place, connection);
         return false;
     }
     uint64_t now_ns = scheduler_now_ns();
@@ -59,7 +32,7 @@ bool nbd_limit_allows(struct nbd_connection *connection) {
     uint64_t requests_ns = rate_wait_ns(&limit->requests, now_ns);
     uint64_t wait_ns = bytes_ns > requests_ns ? bytes_ns : requests_ns;
     if (wait_ns > 0) {
-        join(limit, connection);
+        nbd_line_join(&limit->line, &connection->limit_place, connection);
         timer_set(&limit->timer, now_ns + wait_ns, turn_has_come, limit);
         return false;
     }

@@ -4,6 +4,7 @@
 #ifndef APPS_NBD_LIMIT_H
 #define APPS_NBD_LIMIT_H
 
+#include "apps/nbd/line.h"
 #include "apps/nbd/rate.h"
 #include "core/task/timer.h"
 
@@ -13,10 +14,8 @@ struct nbd_request_header;
 struct nbd_limit {
     struct rate bytes;
     struct rate requests;
-    struct nbd_connection *first; /* waiting for its turn */
-    struct nbd_connection *last;
+    struct nbd_line line;
     struct timer timer;
-    uint64_t waits;
 };
 
 /* Whether the connection may begin its next request now. If not, it is run again when it may. */

@@ -100,8 +100,8 @@ static bool is_idle(struct nbd_connection *connection) {
     uint64_t idle_ns = config->idle_ms * NS_PER_MS;
     uint64_t silent_ns = scheduler_now_ns() - connection->active_ns;
     /* A request that waits for its turn, or for memory, is still unread. */
-    bool waits_for_us =
-        connection->is_limited || connection->waits_for_turn || connection->wants_memory;
+    bool waits_for_us = nbd_place_is_taken(&connection->limit_place) ||
+                        nbd_place_is_taken(&connection->turn_place) || connection->wants_memory;
     connection->is_late = false;
     if (nbd_transmission_is_idle(connection) && !waits_for_us && silent_ns >= idle_ns) {
         return true;
@@ -420,7 +420,7 @@ static void dump_bounds(void) {
             log_text("  %s: limited to %llu bytes and %llu requests per second, waits %llu",
                      export->name, (unsigned long long)export->limit->bytes.per_s,
                      (unsigned long long)export->limit->requests.per_s,
-                     (unsigned long long)export->limit->waits);
+                     (unsigned long long)export->limit->line.waits);
         }
     }
 }

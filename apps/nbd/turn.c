@@ -38,31 +38,20 @@ static bool has_room(const struct nbd_turns *turns) {
 
 bool nbd_turn_begins(struct nbd_connection *connection) {
     struct nbd_turns *turns = connection->turns;
-    if (connection->waits_for_turn) {
-        return false;
-    }
-    if (turns->first == NULL && has_room(turns)) {
+    if (turns->line.first == NULL && has_room(turns)) {
         connection->turn_left = turn_requests;
         return true;
     }
-    connection->waits_for_turn = true;
-    connection->next_for_turn = NULL;
-    if (turns->last != NULL) {
-        turns->last->next_for_turn = connection;
-    } else {
-        turns->first = connection;
-    }
-    turns->last = connection;
-    turns->waits++;
+    nbd_line_join(&turns->line, &connection->turn_place, connection);
     return false;
 }
 
 struct nbd_connection *nbd_turns_next(void) {
     for (unsigned i = 0; i < disk_count; i++) {
-        struct nbd_turns *turns = &disks[i];
-        struct nbd_connection *connection = turns->first;
-        if (connection != NULL && has_room(turns)) {
-            nbd_turn_leave(connection);
+        struct nbd_place *place = disks[i].line.first;
+        if (place != NULL && has_room(&disks[i])) {
+            struct nbd_connection *connection = place->connection;
+            nbd_line_leave(&disks[i].line, place);
             connection->turn_left = turn_requests;
             return connection;
         }
@@ -71,27 +60,15 @@ struct nbd_connection *nbd_turns_next(void) {
 }
 
 void nbd_turn_leave(struct nbd_connection *connection) {
-    if (!connection->waits_for_turn) {
-        return;
+    if (nbd_place_is_taken(&connection->turn_place)) {
+        nbd_line_leave(&connection->turns->line, &connection->turn_place);
     }
-    struct nbd_turns *turns = connection->turns;
-    struct nbd_connection *before = NULL;
-    struct nbd_connection **link = &turns->first;
-    while (*link != connection) {
-        before = *link;
-        link = &before->next_for_turn;
-    }
-    *link = connection->next_for_turn;
-    if (turns->last == connection) {
-        turns->last = before;
-    }
-    connection->waits_for_turn = false;
 }
 
 void nbd_turns_dump(void) {
     for (unsigned i = 0; i < disk_count; i++) {
         log_text("  %s: at most %u pieces of requests at a time, has %u, waits %llu",
                  disks[i].disk->name, depth, disks[i].disk->stats.in_flight,
-                 (unsigned long long)disks[i].waits);
+                 (unsigned long long)disks[i].line.waits);
     }
 }

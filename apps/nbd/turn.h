@@ -6,8 +6,8 @@
 #define APPS_NBD_TURN_H
 
 #include <stdbool.h>
-#include <stdint.h>
 
+#include "apps/nbd/line.h"
 #include "blk/block.h"
 
 struct nbd_connection;
@@ -15,9 +15,7 @@ struct nbd_connection;
 /* Of one disk, whatever its exports: their clients share it. */
 struct nbd_turns {
     const struct block_device *disk;
-    struct nbd_connection *first; /* waiting for its turn */
-    struct nbd_connection *last;
-    uint64_t waits;
+    struct nbd_line line;
 };
 
 /* From when on requests wait: `depth` pieces of them on one disk. Before any connection is there.

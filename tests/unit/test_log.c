@@ -199,6 +199,25 @@ TEST(what_a_console_does_not_take_waits_and_is_offered_again) {
     assert_int_equal(reader.used, 9);
 }
 
+/* Takes nothing, and each time a millisecond passes. */
+static size_t refuse(void *arg, const char *text, size_t length) {
+    unsigned *calls = arg;
+    (void)text;
+    (void)length;
+    (*calls)++;
+    host_clock_advance(NS_PER_MS);
+    return 0;
+}
+
+TEST(a_flush_ends_when_nobody_reads_for_long_enough) {
+    unsigned calls = 0;
+    log_set_sink(refuse, &calls);
+    log_text("for nobody");
+    log_flush();
+    assert_int_equal(calls, LOG_FLUSH_MS + 1);
+    assert_true(log_is_waiting());
+}
+
 /* Also the end of a line whose rest the ring has lost. */
 TEST(a_console_that_takes_nothing_finds_the_newest_lines_later) {
     struct reader reader = {.room = 5};

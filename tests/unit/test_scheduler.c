@@ -107,6 +107,32 @@ TEST(a_signal_before_the_wait_is_kept_once) {
     assert_int_equal(wait_result, -ETIMEDOUT);
 }
 
+static uint64_t idle_until_ns;
+
+static void note_idle(void *unused, uint64_t deadline_ns) {
+    idle_until_ns = deadline_ns;
+    stop_idle(unused, deadline_ns);
+}
+
+static size_t take_up_to(void *room, const char *text, size_t length) {
+    (void)text;
+    return length < *(size_t *)room ? length : *(size_t *)room;
+}
+
+TEST(a_console_that_takes_nothing_keeps_nobody_awake_and_is_offered_again_soon) {
+    size_t room = 0;
+    begin();
+    host_set_idle(note_idle, NULL);
+    log_set_sink(take_up_to, &room);
+    log_text("for nobody");
+    scheduler_run();
+    assert_int_equal(idle_until_ns, UNIT_CLOCK_START_NS + LOG_RETRY_MS * NS_PER_MS);
+    room = LOG_LINE_MAX;
+    scheduler_run();
+    assert_false(log_is_waiting());
+    assert_int_equal(idle_until_ns, UNIT_CLOCK_START_NS + IDLE_NET_MS * NS_PER_MS);
+}
+
 static bool others_had_their_turn;
 
 static void take_a_turn(void *unused) {
