@@ -123,7 +123,6 @@ void nbd_begin_draining(struct nbd_connection *connection) {
 static void let_go(struct nbd_connection *connection, bool abort) {
     struct stream *stream = connection->stream;
     connection->state = NBD_CLOSED;
-    connection->awaits_requests = true;
     timer_cancel(&connection->deadline);
     /* The stream's memory ends when its marks and loans are back; ours after that. */
     stream->changed = NULL;

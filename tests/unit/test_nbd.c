@@ -471,6 +471,33 @@ TEST(exports_of_one_disk_share_its_turns) {
     with_depth(1, sharing_a_disk);
 }
 
+/* All is answered and nothing acknowledged when the client says that it goes: its last
+ * acknowledgement is all that is waited for, and no deadline. */
+static void leaving_unacknowledged(void) {
+    uint8_t disconnect[28];
+    uint8_t *at = disconnect;
+    put(&at, NBD_REQUEST_MAGIC, 4);
+    put(&at, NBD_CMD_DISC, 4);
+    put(&at, 0, 8);
+    put(&at, 0, 8);
+    put(&at, 0, 4);
+    struct talker *talker = begin_simple(0, "disk");
+    uint64_t cookie = ask(talker, NBD_SIMPLE, NBD_CMD_READ, 0, 512, 512);
+    take_parts();
+    answer_at(512, 0);
+    client_send(&talker->client, disconnect, sizeof disconnect); /* acknowledges no reply */
+    assert_false(talker->has_ended);
+    expect_simple(talker, cookie, 0);
+    assert_memory_equal(hear(talker, 512), nbd_content + 512, 512);
+    world_pass_ms(10);
+    hear_all();
+    assert_true(talker->has_ended);
+}
+
+TEST(who_has_said_goodbye_is_let_go_with_its_last_acknowledgement) {
+    with_server(0, leaving_unacknowledged);
+}
+
 /* --- Memory --- */
 
 /* Requests of each kind on four connections, as many as their windows have room for, and a disk
