@@ -3,8 +3,8 @@
 
 bench_usage() {
   cat <<'END'
-usage: ./build.sh bench [PART] [--quick] [--net tap|user] [--peers NAMES] [--only WORDS] [--rounds N]
-                        [--seconds N] [--disk-mib N] [--out FOLDER]
+usage: ./build.sh bench [PART] [--quick] [--net tap|user] [--mtu N] [--peers NAMES] [--only WORDS]
+                        [--rounds N] [--seconds N] [--disk-mib N] [--out FOLDER]
 
 Measures the appliance beside others that take turns with it, and prints medians, ranges and ratios.
 Without a PART, all but the profile:
@@ -18,6 +18,7 @@ Without a PART, all but the profile:
 
   --quick       few loads, few peers, one round: about four minutes
   --net KIND    how guests are reached: tap (default) or user
+  --mtu N       of the taps, and so of the guests on them (default 1500)
   --peers NAMES all (default), none, or some of, with commas between them: linux-nbdkit,
                 linux-qemu-nbd, linux-nbd-server (guests on the same QEMU and board), host-nbdkit,
                 host-qemu-nbd, host-qemu-nbd-native (on this machine itself)

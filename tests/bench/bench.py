@@ -48,6 +48,7 @@ QUICK_PEERS = ("linux-nbdkit", "host-nbdkit", "host-qemu-nbd")
 # Whose guest's instructions are counted, and how many times fewer requests are sent to those who
 # need minutes for what others do in seconds. They are left out of the quick form.
 COUNTED = {"platter": 1, "linux-nbdkit": 8}
+MTU_LEAST, MTU_MOST = 576, 65521  # of a tap that carries IPv4
 SPARE_MIB = 256  # of the memory disk, beside the disks
 
 READY = "first greeting, ms"
@@ -230,9 +231,9 @@ def measure_boot(run: Run) -> None:
         progress(f"{turn + 1}/{run.plan.boot_turns} {', '.join(said)} ms")
 
 
-def guest_network(place: Place) -> str:
+def guest_network(place: Place) -> peer_linux.Network:
     if place.kind == "tap":
-        return peer_linux.tap(place.tap)
+        return peer_linux.tap(place.tap, place.mtu)
     return peer_linux.user(place.server[1], place.guest_ip)
 
 
@@ -393,7 +394,7 @@ def describe(given: argparse.Namespace, kinds: Sequence[Kind]) -> dict[str, obje
         "commit": first_line("git", "describe", "--always", "--dirty"),
         "host": f"Linux {platform.release()}, {os.cpu_count()} processors",
         "QEMU": first_line("qemu-system-riscv64", "--version"),
-        "network": given.net,
+        "network": f"tap with an MTU of {given.mtu}" if given.net == "tap" else given.net,
         "memory of a guest": f"{MEMORY_MIB} MiB",
         "disk": f"{given.disk_mib} MiB on tmpfs, one image for each contestant",
     }
@@ -417,7 +418,7 @@ def gather(kinds: Sequence[Kind], given: argparse.Namespace, work: Path) -> list
         if kind.needs_direct_io and not has_direct_io:
             progress(f"{kind.name} is left out: this kernel has no O_DIRECT on tmpfs")
             continue
-        place = Place("host" if kind.runs_on == "host" else given.net, index)
+        place = Place("host" if kind.runs_on == "host" else given.net, index, given.mtu)
         place.make()
         image = work / f"{kind.name}.raw"
         if first is None:
@@ -438,6 +439,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("part", nargs="?", choices=PARTS, default="all")
     parser.add_argument("--quick", action="store_true", help="few loads and peers, short")
     parser.add_argument("--net", choices=("tap", "user"), default="tap", help="of the guests")
+    parser.add_argument("--mtu", type=int, default=1500, help="of the taps")
     parser.add_argument("--peers", help="all, none, or names with commas between them")
     parser.add_argument("--only", help="the loads whose title has these words")
     parser.add_argument("--rounds", type=int, help="turns that each contestant takes")
@@ -445,6 +447,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--disk-mib", type=int, default=256, help="size of the disks")
     parser.add_argument("--out", type=Path, default=ROOT / "build/bench", help="folder of results")
     given = parser.parse_args()
+    if not MTU_LEAST <= given.mtu <= MTU_MOST:
+        parser.error(f"--mtu must be from {MTU_LEAST} to {MTU_MOST}")
     for name in ("rounds", "seconds", "disk_mib"):
         value = getattr(given, name)
         if value is not None and value <= 0:

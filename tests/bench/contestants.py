@@ -74,7 +74,7 @@ def _appliance_native(place: Place, image: Path, memory_mib: int, qemu: str) -> 
 def _linux(server: str) -> Callable[[Place, Path, int, str], list[str]]:
     def command(place: Place, image: Path, memory_mib: int, qemu: str) -> list[str]:
         if place.kind == "tap":
-            network = peer_linux.tap(place.tap)
+            network = peer_linux.tap(place.tap, place.mtu)
         else:
             network = peer_linux.user(place.server[1], place.guest_ip)
         gateway = place.host_ip if place.kind == "tap" else "10.0.2.2"

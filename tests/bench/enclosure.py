@@ -28,6 +28,7 @@ class Place:
 
     kind: str  # tap, user or host
     index: int
+    mtu: int  # of a tap
 
     @property
     def tap(self) -> str:
@@ -56,7 +57,7 @@ class Place:
         if self.kind == "tap":
             _run(f"ip tuntap add {self.tap} mode tap vnet_hdr")
             _run(f"ip addr add {self.host_ip}/{PREFIX_BITS} dev {self.tap}")
-            _run(f"ip link set {self.tap} up")
+            _run(f"ip link set {self.tap} mtu {self.mtu} up")
             neighbour = f"{self.guest_ip} lladdr {GUEST_MAC} dev {self.tap}"
             _run(f"ip neigh replace {neighbour} nud permanent")
 

@@ -116,6 +116,14 @@ ulimit -n 65536
 
 
 @dataclass(frozen=True)
+class Network:
+    """What QEMU is told of a network, and of the guest's card on it."""
+
+    netdev: str
+    card: str = ""
+
+
+@dataclass(frozen=True)
 class Peer:
     """The files a peer is started from."""
 
@@ -125,7 +133,7 @@ class Peer:
     export: str
 
     def command(
-        self, network: str, image: Path, address: str, gateway: str, memory_mib: int
+        self, network: Network, image: Path, address: str, gateway: str, memory_mib: int
     ) -> list[str]:
         """QEMU's command line; `network` from tap() or user(), `address` as in 10.0.2.15/24."""
         append = f"console=ttyS0 quiet peer.ip={address} peer.gw={gateway}"
@@ -135,17 +143,17 @@ class Peer:
         ]
 
 
-def tap(name: str) -> str:
-    """QEMU's network over an existing tap."""
-    return f"tap,ifname={name},script=no,downscript=no"
+def tap(name: str, mtu: int) -> Network:
+    """QEMU's network over an existing tap with this MTU, which the guest takes over."""
+    return Network(f"tap,ifname={name},script=no,downscript=no", f",host_mtu={mtu}")
 
 
-def user(port: int, guest_ip: str) -> str:
+def user(port: int, guest_ip: str) -> Network:
     """QEMU's own user network, with the guest's server at 127.0.0.1:`port`."""
-    return f"user,hostfwd=tcp:127.0.0.1:{port}-{guest_ip}:{PORT}"
+    return Network(f"user,hostfwd=tcp:127.0.0.1:{port}-{guest_ip}:{PORT}")
 
 
-def machine(network: str, image: Path, memory_mib: int) -> list[str]:
+def machine(network: Network, image: Path, memory_mib: int) -> list[str]:
     """The QEMU machine that every contestant gets: one vCPU, modern virtio-mmio, raw disk."""
     drive = f"if=none,id=disk,file={image},format=raw,aio=native,cache=none"
     return [
@@ -153,8 +161,8 @@ def machine(network: str, image: Path, memory_mib: int) -> list[str]:
         *("-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none"),
         *("-global", "virtio-mmio.force-legacy=false"),
         *("-drive", drive, "-device", "virtio-blk-device,drive=disk"),
-        *("-netdev", f"{network},id=net"),
-        *("-device", "virtio-net-device,netdev=net"),
+        *("-netdev", f"{network.netdev},id=net"),
+        *("-device", f"virtio-net-device,netdev=net{network.card}"),
     ]
 
 
@@ -344,6 +352,7 @@ def main() -> None:
     run = verbs.add_parser("run", help="start it on an existing tap, in the foreground")
     run.add_argument("--server", choices=sorted(SERVERS), default="nbdkit")
     run.add_argument("--tap", required=True)
+    run.add_argument("--mtu", default=1500, type=int, help="the tap's (default: %(default)s)")
     run.add_argument("--image", required=True, type=Path)
     run.add_argument("--ip", default="10.0.2.15/24", help="address/bits (default: %(default)s)")
     run.add_argument("--gw", default="10.0.2.2", help="gateway (default: %(default)s)")
@@ -355,7 +364,7 @@ def main() -> None:
             if package in GUEST_PACKAGES or package.startswith("linux-image"):
                 print(f"{package} {peer.versions[package]}")
         return
-    command = peer.command(tap(given.tap), given.image, given.ip, given.gw, given.memory)
+    command = peer.command(tap(given.tap, given.mtu), given.image, given.ip, given.gw, given.memory)
     os.execvp(command[0], command)
 
 
