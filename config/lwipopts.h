@@ -61,10 +61,14 @@
 /* As many neighbours as clients: with lwIP's ten, the eleventh would push out the address of
  * another at every segment. */
 #define ARP_TABLE_SIZE (NBD_CONNECTIONS_MAX + 32)
+/* A connection remembers where in the table its peer is; and a frame that leaves can be told whose
+ * it is (net/stack.c). */
+#define LWIP_NETIF_HWADDRHINT 1
 
-/* The largest segment that Ethernet carries. Larger ones are made by raising a connection's own
- * mss after its handshake (net/tcp_stream.c). */
-#define TCP_MSS        1460
+/* What a frame can carry whose length lwIP keeps in 16 bits: it is the device's MTU that bounds a
+ * segment. Longer ones are made by raising a connection's mss after its handshake
+ * (net/tcp_stream.c). */
+#define TCP_MSS        65481
 #define LWIP_WND_SCALE 1
 /* Windows up to 4 MiB in steps of 64 bytes. */
 #define TCP_RCV_SCALE 6

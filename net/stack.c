@@ -39,6 +39,7 @@ enum {
     WINDOW_SHARE = 16,
     WINDOW_MAX = 4 * 1024 * 1024 - 64, /* what the window scale can say */
     RETRIES = 3,
+    UNCUT = UINT16_MAX, /* the frame is no longer than any wire's */
 };
 
 uint32_t net_window_extra_bytes;
@@ -48,7 +49,6 @@ static struct virtio_net *device;
 static struct event round_event;
 static bool (*worker)(void *arg);
 static void *worker_arg;
-static uint16_t wire_segment;
 static uint8_t our_mac[6];
 static struct pbuf *kept[NET_KEPT_FRAMES]; /* for when the send ring has room, the oldest first */
 static unsigned kept_count;
@@ -132,7 +132,7 @@ static bool keep_frame(struct pbuf *frame) {
 
 static void send_kept(void) {
     unsigned sent = 0;
-    while (sent < kept_count && virtio_net_send(device, kept[sent], wire_segment) != -EAGAIN) {
+    while (sent < kept_count && virtio_net_send(device, kept[sent], UNCUT) != -EAGAIN) {
         pbuf_free(kept[sent++]); /* gone, or the device is */
     }
     kept_count -= sent;
@@ -157,15 +157,21 @@ static void retry(void) {
     }
 }
 
+/* Only TCP's are cut; and only in them are the hints TCP's. */
+static uint16_t cut_bytes(const struct netif *netif, const struct pbuf *frame) {
+    const uint8_t *ip = (const uint8_t *)frame->payload + ETHERNET_BYTES;
+    bool is_tcp = frame->len >= ETHERNET_BYTES + HEADERS_BYTES && ip[9] == IP_PROTO_TCP;
+    return is_tcp ? tcp_stream_cut_bytes(netif->hints) : UNCUT;
+}
+
 static err_t link_output(struct netif *netif, struct pbuf *frame) {
-    (void)netif; /* there is one */
     /* Behind a frame that was refused all wait for their turn, also those that would find room: it
      * may need more of the ring than they leave in it. */
     int error = -EAGAIN;
     if (virtio_net_wants_room(device)) {
         net_counters.send_ring_full++;
     } else {
-        error = virtio_net_send(device, frame, wire_segment);
+        error = virtio_net_send(device, frame, cut_bytes(netif, frame));
     }
     bool has_gone = error == 0 || (error == -EAGAIN && keep_frame(frame));
     return has_gone ? ERR_OK : error == -EAGAIN ? ERR_MEM : ERR_IF;
@@ -359,7 +365,7 @@ static void size_connections(void) {
     window = window > WINDOW_MAX ? WINDOW_MAX : window;
     net_window_extra_bytes =
         window > NET_WINDOW_MIN_BYTES ? (uint32_t)(window - NET_WINDOW_MIN_BYTES) : 0;
-    wire_segment = (uint16_t)(info.mtu - HEADERS_BYTES);
+    uint16_t wire_segment = (uint16_t)(info.mtu - HEADERS_BYTES);
     /* With segmentation offload the device cuts. Without, some networks (QEMU's user network) take
      * packets far above their MTU from us: only the user can know. */
     uint16_t fallback = info.sends_large ? NET_SEGMENT_BYTES_MAX : wire_segment;
@@ -367,6 +373,7 @@ static void size_connections(void) {
     uint64_t keep_alive_s = config_number("keepalive", 1, 7200, TCP_KEEPIDLE_DEFAULT / 1000);
     struct tcp_stream_sizes sizes = {.wire_segment_bytes = wire_segment,
                                      .large_segment_bytes = (uint16_t)segment,
+                                     .device_cuts = info.sends_large,
                                      .receive_bytes = info.receive_bytes,
                                      .keep_alive_ms = (uint32_t)keep_alive_s * 1000};
     tcp_stream_set_sizes(&sizes);

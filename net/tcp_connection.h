@@ -28,6 +28,7 @@ struct tcp_stream {
     struct stream_mark *marks_first;
     struct stream_mark *marks_last;
     unsigned loans;
+    uint16_t cut_bytes; /* what the peer takes in a segment */
     bool needs_output;
     bool was_refused;  /* some of what the owner had to send: it hears when there is room */
     bool lacks_memory; /* lwIP refused to send */

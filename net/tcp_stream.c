@@ -36,12 +36,14 @@ static unsigned stream_count;
 static struct tcp_pcb *listener;
 static tcp_stream_accept *accept_function;
 static void *accept_arg;
-static uint16_t wire_segment_bytes;
-static uint16_t large_segment_bytes;
-static size_t receive_bytes; /* payload that all receive buffers hold */
-static uint32_t keep_alive_ms;
+static struct tcp_stream_sizes sizes;
+/* In which windows open and acknowledgements are due: as Ethernet's segments, also where longer
+ * ones are possible, for a client's may be shorter, and windows are when there are many. */
+static uint16_t step_bytes;
 
 enum {
+    ETHERNET_SEGMENT_BYTES = 1460,
+    CUT_BYTES_MIN = 536, /* what every host takes (RFC 9293, 3.7.1) */
     /* After this many, with nothing heard, the client is gone; the idle time has room for so many.
      */
     KEEP_ALIVE_PROBES = 4,
@@ -176,8 +178,8 @@ static size_t settle_credit(struct tcp_stream *tcp, size_t bytes) {
  * for the smallest machines with many clients, where two segments each are more than that: there
  * the reserve of buffers (limits.h) keeps things going. */
 static size_t receive_share(void) {
-    size_t share = receive_bytes * 3 / 8 / (stream_count > 0 ? stream_count : 1);
-    size_t least = 2 * (size_t)wire_segment_bytes;
+    size_t share = sizes.receive_bytes * 3 / 8 / (stream_count > 0 ? stream_count : 1);
+    size_t least = 2 * (size_t)step_bytes;
     return share > least ? share : least;
 }
 
@@ -303,14 +305,14 @@ void stream_return(struct stream_loan *loan) {
  *
  * lwIP opens a window in steps of the mss at least; with one of nearly the whole window, as sending
  * likes it, a peer could be left before a closed one until its persist timer fires. So for this it
- * sees the wire's. */
+ * sees a short one. */
 static void tell_consumed(struct tcp_stream *tcp) {
     struct tcp_pcb *pcb = tcp->pcb;
     if (pcb == NULL) {
         return;
     }
     u16_t segment = pcb->mss;
-    pcb->mss = segment > wire_segment_bytes ? wire_segment_bytes : segment;
+    pcb->mss = segment > step_bytes ? step_bytes : segment;
     size_t share = receive_share();
     size_t room = share > pcb->rcv_wnd ? share - pcb->rcv_wnd : 0;
     size_t told = tcp->is_closing || tcp->consumed < room ? tcp->consumed : room;
@@ -466,6 +468,28 @@ static void remove_stream(struct tcp_stream *tcp) {
     free(tcp);
 }
 
+/* Larger than `taken`, what the peer takes, as whole ones of it, where the device cuts. Where it
+ * does not, a network that carries large ones all the same does so for peers that take the wire's.
+ * What is too short to be meant is not worth a device's work. */
+static uint16_t longest_segment(uint16_t taken) {
+    bool is_cut = sizes.device_cuts ? taken >= CUT_BYTES_MIN : taken == sizes.wire_segment_bytes;
+    if (!is_cut || sizes.large_segment_bytes <= taken) {
+        return taken;
+    }
+    return sizes.device_cuts ? (uint16_t)(sizes.large_segment_bytes / taken * taken)
+                             : sizes.large_segment_bytes;
+}
+
+uint16_t tcp_stream_cut_bytes(const struct netif_hint *hints) {
+    if (hints == NULL) {
+        return CUT_BYTES_MIN; /* it has waited for an answer to ARP */
+    }
+    const struct tcp_pcb *pcb =
+        (const void *)((const char *)hints - offsetof(struct tcp_pcb, netif_hints));
+    const struct tcp_stream *tcp = pcb->callback_arg;
+    return tcp != NULL ? tcp->cut_bytes : CUT_BYTES_MIN;
+}
+
 static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     (void)arg; /* there is one listener */
     if (pcb == NULL || error != ERR_OK) {
@@ -489,14 +513,13 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     tcp_err(pcb, failed);
     tcp_nagle_disable(pcb);
     ip_set_option(pcb, SOF_KEEPALIVE);
-    pcb->keep_idle = keep_alive_ms;
-    pcb->keep_intvl = keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
+    pcb->keep_idle = sizes.keep_alive_ms;
+    pcb->keep_intvl = sizes.keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
     pcb->keep_cnt = KEEP_ALIVE_PROBES;
-    /* Larger than the wire's: the device cuts them into pieces that the peer takes, so only for a
-     * peer that takes the wire's own. */
-    if (large_segment_bytes > pcb->mss && pcb->mss == wire_segment_bytes) {
-        pcb->mss = large_segment_bytes;
-    }
+    /* lwIP bounds what a SYN says by the wire, but not what the same SYN says when it comes again.
+     */
+    tcp->cut_bytes = pcb->mss < sizes.wire_segment_bytes ? pcb->mss : sizes.wire_segment_bytes;
+    pcb->mss = longest_segment(tcp->cut_bytes);
     add_stream(tcp);
     if (!accept_function(&tcp->stream, accept_arg)) {
         net_counters.connections_refused++;
@@ -536,11 +559,10 @@ void tcp_stream_stop_listening(void) {
     }
 }
 
-void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes) {
-    wire_segment_bytes = sizes->wire_segment_bytes;
-    large_segment_bytes = sizes->large_segment_bytes;
-    receive_bytes = sizes->receive_bytes;
-    keep_alive_ms = sizes->keep_alive_ms;
+void tcp_stream_set_sizes(const struct tcp_stream_sizes *wanted) {
+    sizes = *wanted;
+    step_bytes = sizes.wire_segment_bytes < ETHERNET_SEGMENT_BYTES ? sizes.wire_segment_bytes
+                                                                   : ETHERNET_SEGMENT_BYTES;
 }
 
 /* A closed stream goes on until the peer has everything, or the deadline. */
@@ -575,7 +597,7 @@ static void send_owed_ack(struct tcp_stream *tcp) {
     if (pcb == NULL || (pcb->flags & TF_ACK_DELAY) == 0) {
         return;
     }
-    if (tcp->expects_reply && pcb->rcv_nxt - tcp->unacknowledged < 2u * wire_segment_bytes) {
+    if (tcp->expects_reply && pcb->rcv_nxt - tcp->unacknowledged < 2u * step_bytes) {
         return;
     }
     tcp_ack_now(pcb);

@@ -15,12 +15,18 @@ void tcp_stream_stop_listening(void);
 
 struct tcp_stream_sizes {
     uint16_t wire_segment_bytes;  /* what the wire's segments carry */
-    uint16_t large_segment_bytes; /* what may leave as one, to peers that take the wire's */
+    uint16_t large_segment_bytes; /* what may leave as one */
+    bool device_cuts;             /* such into what the peer takes; else they arrive as one */
     size_t receive_bytes;         /* payload that all receive buffers hold */
     uint32_t keep_alive_ms;       /* silence after which a peer is asked whether it is there */
 };
 /* Before the first client. */
 void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
+
+struct netif_hint;
+/* How much payload the peer takes in each of the segments that the device cuts a TCP frame into.
+ * lwIP's `hints` are those of the connection that sends it; NULL where that is not known. */
+uint16_t tcp_stream_cut_bytes(const struct netif_hint *hints);
 
 /* When the device has room again, until it has none: streams that it refused try once more, in
  * turns. One that fills the ring is last the next time, one that found it full is first. */

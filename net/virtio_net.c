@@ -30,10 +30,8 @@ _Static_assert(sizeof(struct net_header) == PBUF_LINK_ENCAPSULATION_HLEN,
                "lwIP leaves room for the header in front of each frame");
 
 enum {
-    BUFFER_PAD = 2,
     FRAME_BUFFERS_MAX =
         64, /* longest chain taken from the ring: 64 KiB in buffers of 4 KiB and some */
-    ETHERNET_BYTES = 14,
     FRAME_BYTES_MAX = 65535 + ETHERNET_BYTES,
     /* Give buffers back in batches: a ring entry costs less when the device is told once. */
     REFILL_BATCH = 32,

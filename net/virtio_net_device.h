@@ -29,7 +29,11 @@ struct net_config {
     uint16_t mtu;
 };
 
-enum { SEND_SEGMENTS_MAX = 256 };
+enum {
+    SEND_SEGMENTS_MAX = 256,
+    BUFFER_PAD = 2, /* in front of what the device writes, so that IP's header is aligned */
+    ETHERNET_BYTES = 14,
+};
 
 /* One receive buffer and its packet. */
 struct packet {

@@ -8,6 +8,7 @@
 #include "config/limits.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
+#include "net/offload.h"
 #include "net/virtio_net.h"
 #include "net/virtio_net_device.h"
 
@@ -116,10 +117,11 @@ static size_t net_dma_bytes(struct virtio_transport *transport) {
            (packet_count_for(room, buffer) + 1) * buffer;
 }
 
-/* In one buffer of a stream: what the wire carries at once, or, where the device coalesces, half of
- * the buffer. */
+/* In one buffer of a stream: what the wire carries at once, or, where that takes several, or the
+ * device coalesces, half of the buffer. */
 static size_t payload_expected(const struct virtio_net *net) {
-    return is_coalesced(net->transport->features) ? net->buffer_bytes / 2 : net->config.mtu;
+    bool is_chained = is_coalesced(net->transport->features) || net->config.mtu > net->buffer_bytes;
+    return is_chained ? net->buffer_bytes / 2 : net->config.mtu;
 }
 
 void virtio_net_get_info(const struct virtio_net *net, struct virtio_net_info *info) {
@@ -179,20 +181,44 @@ static int read_config(struct virtio_net *net) {
     if (!virtio_has(transport, VIRTIO_NET_F_MAC)) {
         return log_error(-ENOTSUP, "%s: has no MAC address", transport->node->name);
     }
-    if (!virtio_has(transport, VIRTIO_NET_F_MTU) || net->config.mtu < MTU_MIN ||
-        net->config.mtu > MTU_DEFAULT) {
+    if (!virtio_has(transport, VIRTIO_NET_F_MTU) || net->config.mtu < MTU_MIN) {
         net->config.mtu = MTU_DEFAULT;
     }
     return 0;
+}
+
+/* No frame may be longer than all the buffers that the ring holds, or than lwIP can say in 16 bits:
+ * peers hear of what fits instead. */
+static void bound_mtu(struct virtio_net *net) {
+    unsigned ring = virtqueue_size(net->receive);
+    unsigned buffers = ring < net->packet_count ? ring : net->packet_count;
+    size_t frame = buffers * (net->buffer_bytes - BUFFER_PAD) - sizeof(struct net_header);
+    size_t most = (frame < UINT16_MAX ? frame : UINT16_MAX) - ETHERNET_BYTES;
+    if (net->config.mtu > most) {
+        log_info("%s: of an mtu of %u %zu are used", net->transport->node->name, net->config.mtu,
+                 most);
+        net->config.mtu = (uint16_t)most;
+    }
+}
+
+/* A frame longer than a buffer needs several, which only mergeable ones can be. */
+static bool can_take_mtu(struct virtio_transport *transport, uint64_t offered) {
+    struct net_config config;
+    return (offered & VIRTIO_NET_F_MRG_RXBUF) != 0 ||
+           (virtio_config_read(transport, 0, &config, sizeof config) == 0 &&
+            config.mtu <= MTU_DEFAULT);
 }
 
 /* Offloads that depend on others are asked for only together (VIRTIO 1.3, 5.1.3.1); large frames
  * only with mergeable buffers, for without them each buffer would have to hold 64 KiB. */
 static uint64_t wanted_features(struct virtio_transport *transport) {
     uint64_t offered = transport->ops->features_read(transport);
-    uint64_t wanted = VIRTIO_NET_F_MAC | VIRTIO_NET_F_STATUS | VIRTIO_NET_F_MTU |
-                      VIRTIO_NET_F_MRG_RXBUF | VIRTIO_NET_F_CSUM | VIRTIO_NET_F_GUEST_CSUM |
-                      VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
+    uint64_t wanted = VIRTIO_NET_F_MAC | VIRTIO_NET_F_STATUS | VIRTIO_NET_F_MRG_RXBUF |
+                      VIRTIO_NET_F_CSUM | VIRTIO_NET_F_GUEST_CSUM | VIRTIO_F_INDIRECT_DESC |
+                      VIRTIO_F_EVENT_IDX;
+    if ((offered & VIRTIO_NET_F_MTU) != 0 && can_take_mtu(transport, offered)) {
+        wanted |= VIRTIO_NET_F_MTU;
+    }
     if ((offered & VIRTIO_NET_F_CSUM) != 0) {
         wanted |= VIRTIO_NET_F_HOST_TSO4;
     }
@@ -232,6 +258,9 @@ static int net_probe(struct virtio_transport *transport) {
     }
     if (!error) {
         error = create_packets(net);
+    }
+    if (!error) {
+        bound_mtu(net);
     }
     if (error) {
         goto fail;

@@ -31,6 +31,7 @@ qemu_disk() { # index file format options
     -device "virtio-blk-device,drive=disk$1,serial=disk$1")
 }
 
-qemu_network() { # netdev
-  QEMU+=(-netdev "$1,id=net0" -device virtio-net-device,netdev=net0)
+# Options are what the device takes, each with a comma before it.
+qemu_network() { # netdev [options]
+  QEMU+=(-netdev "$1,id=net0" -device "virtio-net-device,netdev=net0${2:-}")
 }

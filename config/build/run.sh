@@ -138,7 +138,7 @@ run_build() {
 
 # Guest address words and the network device.
 run_network() {
-  local address=
+  local address='' link
   [[ -z $RUN_DHCP || $RUN_NET == user ]] || die "--dhcp: without --ip, --net $RUN_NET asks by DHCP anyway"
   [[ -z $RUN_IP ]] || address+=" ip=$RUN_IP"
   [[ -z $RUN_GW ]] || address+=" gw=$RUN_GW"
@@ -159,6 +159,9 @@ run_network() {
       [[ $(</proc/net/dev) =~ (^|[[:space:]])"$RUN_TAP": ]] || die "--tap $RUN_TAP: there is no such tap device"
       RUN_ADDRESS=${address# }
       RUN_NETDEV="tap,ifname=$RUN_TAP,script=no,downscript=no"
+      # The guest uses frames as long as the tap's.
+      link=$(ip -o link show dev "$RUN_TAP" 2>/dev/null) || link=
+      [[ ! $link =~ \ mtu\ ([0-9]+)\  ]] || RUN_CARD=",host_mtu=${BASH_REMATCH[1]}"
       ;;
     socket)
       [[ -S $RUN_SOCKET ]] || die "--net socket: --socket must name a listening Unix stream socket"
@@ -295,7 +298,7 @@ run_qemu() {
 run_main() {
   RUN_DISKS=() RUN_FORMATS=() RUN_HELPERS=() RUN_QEMU_WORDS=()
   RUN_DRIVE='' RUN_APPEND='' RUN_CACHE='' RUN_TAP='' RUN_SOCKET='' RUN_IP='' RUN_GW='' RUN_KERNEL=''
-  RUN_CONSOLE_IN='' RUN_CONSOLE_LOG='' RUN_DHCP='' RUN_ADDRESS='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
+  RUN_CONSOLE_IN='' RUN_CONSOLE_LOG='' RUN_DHCP='' RUN_ADDRESS='' RUN_CARD='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
   RUN_PORT=10809 RUN_LISTEN=127.0.0.1 RUN_MEMORY=256 RUN_BIOS=start RUN_ACCEL=tcg RUN_AIO=threads RUN_NET=user
   RUN_STOPPING=0 RUN_INTERRUPTED=0
 
@@ -318,7 +321,7 @@ run_main() {
   RUN_CONSOLE_LOG=$BUILD/console.$$.log
   qemu_machine "$RUN_KERNEL" "$RUN_MEMORY" "$RUN_ACCEL" "$RUN_BIOS" "$RUN_ADDRESS$RUN_APPEND" \
     ",logfile=$RUN_CONSOLE_LOG"
-  qemu_network "$RUN_NETDEV"
+  qemu_network "$RUN_NETDEV" "$RUN_CARD"
   for index in "${!RUN_DISKS[@]}"; do
     qemu_disk "$index" "${RUN_DISKS[index]}" "${RUN_FORMATS[index]}" \
       "$RUN_DRIVE,aio=$RUN_AIO${RUN_CACHE:+,cache=$RUN_CACHE}"

@@ -1,7 +1,10 @@
 """What test_large_segments.py runs in namespaces of its own: the appliance on a tap with offloads,
 and a client that writes and reads a few MiB.
 
-    large_segments.py FOLDER    with a disk FOLDER/disk; prints the frames each way as JSON
+    large_segments.py FOLDER MTU CLIENT-MTU    with a disk FOLDER/disk; prints the frames each way as JSON
+
+The tap has MTU when the appliance starts, CLIENT-MTU when the client connects: what the client takes is
+less then than what the appliance's wire carries.
 """
 
 from __future__ import annotations
@@ -48,16 +51,19 @@ def frames(appliance: Appliance) -> tuple[int, int, int]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    guest_mtu, client_mtu = sys.argv[2:]
     for step in (
         "ip link set lo up",
         f"ip tuntap add {TAP} mode tap vnet_hdr",
         f"ip addr add {HOST_ADDRESS} dev {TAP}",
-        f"ip link set {TAP} up",
+        f"ip link set {TAP} mtu {guest_mtu} up",
     ):
         subprocess.run(step.split(), check=True, timeout=10)
     options = ("--net", "tap", "--tap", TAP, "--ip", f"{GUEST}/24")
     appliance = Appliance(folder, [folder / "disk"], run_options=options).start(ready=False)
     try:
+        appliance.wait_for_console(f", mtu {guest_mtu},")
+        subprocess.run(f"ip link set {TAP} mtu {client_mtu}".split(), check=True, timeout=10)
         client = connect()
         data = random.Random(1).randbytes(MIB)
         before = frames(appliance)

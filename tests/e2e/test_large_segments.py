@@ -18,7 +18,12 @@ FRAMES_PER_MIB_MAX = 100  # in segments of the wire they would be more than 700
 
 
 @pytest.mark.deadline(WHOLE_S + 10)
-def test_large_segments_pass_whole_both_ways(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("guest_mtu", "client_mtu"), [(1500, 1500), (9000, 9000), (1500, 1300), (9000, 1500)]
+)
+def test_large_segments_pass_whole_both_ways(
+    folder: Path, guest_mtu: int, client_mtu: int
+) -> None:
     if reason := why_impossible():
         pytest.skip(reason)
     disk = folder / "disk"
@@ -26,7 +31,15 @@ def test_large_segments_pass_whole_both_ways(folder: Path) -> None:
     disk.open("r+b").truncate(8 * MIB)
     program = str(Path(__file__).with_name("large_segments.py"))
     done = subprocess.run(
-        [*unshare_words(), "--kill-child=KILL", sys.executable, program, str(folder)],
+        [
+            *unshare_words(),
+            "--kill-child=KILL",
+            sys.executable,
+            program,
+            str(folder),
+            str(guest_mtu),
+            str(client_mtu),
+        ],
         capture_output=True,
         text=True,
         timeout=WHOLE_S,

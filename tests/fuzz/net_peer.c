@@ -206,8 +206,9 @@ static void note_options(struct net_peer *peer, const uint8_t *options, size_t b
             return;
         }
         if (options[at] == OPTION_MSS && options[at + 1] == 4) {
+            uint32_t most = wire_mtu - (IP_BYTES + TCP_BYTES);
             uint32_t mss = get16(options + at + 2);
-            peer->mss = (uint16_t)(mss == 0 || mss > NET_WIRE_SEGMENT ? NET_WIRE_SEGMENT : mss);
+            peer->mss = (uint16_t)(mss == 0 || mss > most ? most : mss);
         } else if (options[at] == OPTION_SCALE && options[at + 1] == 3) {
             peer->scale_told = options[at + 2] < SCALE_MAX ? options[at + 2] : SCALE_MAX;
         } else if (options[at] <= OPTION_SCALE) {

@@ -504,7 +504,8 @@ static void read_options(struct peer *peer, const uint8_t *tcp, size_t header) {
         at += tcp[at + 1];
     }
     SIM_CHECK(!scales || peer->options.has_window_scale);
-    SIM_CHECK(peer->their_mss >= 536 && peer->their_mss <= 1460 && peer->their_shift <= 14);
+    SIM_CHECK(peer->their_mss >= 536 && peer->their_mss + 40u <= plan.mtu &&
+              peer->their_shift <= 14);
     if (!scales) {
         peer->options.has_window_scale = false;
     }
@@ -544,6 +545,10 @@ static void take_segment(struct peer *peer, const uint8_t *tcp, size_t header, s
     unsigned flags = tcp[13];
     uint32_t sequence = get32(tcp + 4);
     size_t text_bytes = bytes - header;
+    if (text_bytes > peer->options.mss) {
+        sim_fail("the appliance sends a segment of %zu bytes to a peer that takes %u", text_bytes,
+                 peer->options.mss);
+    }
     if (peer->is_silent || peer->state == PEER_DEAD) {
         return;
     }

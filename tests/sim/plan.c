@@ -269,6 +269,13 @@ static void plan_turns(void) {
     }
 }
 
+/* A wire with long frames; what the appliance does not take of it, it says. */
+static void plan_wire(void) {
+    if ((plan.net_features & NET_F_MTU) != 0 && luck_has(250)) {
+        plan.mtu = (unsigned)luck_spread(1501, UINT16_MAX);
+    }
+}
+
 void plan_make(void) {
     plan_machine();
     plan_disk();
@@ -279,6 +286,7 @@ void plan_make(void) {
     plan_room();
     plan_story();
     plan_turns();
+    plan_wire();
 }
 
 void plan_show(void) {

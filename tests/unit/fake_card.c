@@ -108,6 +108,10 @@ void fake_card_set_up(uint64_t features) {
     card.transport = (struct virtio_transport){.ops = &ops, .node = &card.node};
 }
 
+void fake_card_set_mtu(uint16_t mtu) {
+    memcpy(card.config + CARD_CONFIG_BYTES - sizeof mtu, &mtu, sizeof mtu);
+}
+
 int fake_card_probe(void) {
     size_t bytes = virtio_net_driver.dma_bytes(&card.transport);
     assert_int_equal(io_buffer_init(&card.dma, bytes, 4096), 0);
@@ -188,6 +192,7 @@ size_t fake_card_hold(uint8_t frame[CARD_FRAME_MAX], uint16_t *held) {
     *held = device_ring_take(&card.send);
     unsigned count = device_ring_walk(&card.send, *held, chain, CHAIN_MAX);
     assert_true(chain[0].length >= skip);
+    memcpy(&card.header, device_ring_memory(&chain[0]), skip);
     for (unsigned i = 0; i < count; i++) {
         const uint8_t *data = device_ring_memory(&chain[i]);
         assert_true((chain[i].flags & RING_WRITE) == 0);

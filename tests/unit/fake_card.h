@@ -33,12 +33,14 @@ struct fake_card {
     size_t first_bytes; /* of a frame, in its first buffer; 0: as many as there is room for */
     struct device_ring receive;
     struct device_ring send;
+    struct net_header header; /* of the frame that was read last */
 };
 
 extern struct fake_card card;
 
 /* A healthy device of these features besides MAC and VERSION_1, its link up. */
 void fake_card_set_up(uint64_t features);
+void fake_card_set_mtu(uint16_t mtu);
 /* The driver's probe, with as much DMA memory as it asks for; and its end, for the next test. */
 int fake_card_probe(void);
 void fake_card_unplug(void);

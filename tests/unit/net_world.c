@@ -83,14 +83,33 @@ static void answer_arp(const uint8_t *question) {
     fake_card_deliver(frame, sizeof frame, 0);
 }
 
-static void note_segment(const uint8_t *frame, size_t bytes) {
+/* As the device does what its header asks for (VIRTIO 1.3, 5.1.6.2). */
+static void complete_sum(uint8_t *frame, size_t bytes) {
+    assert_true((card.transport.features & CARD_CSUM) != 0);
+    assert_int_equal(card.header.checksum_start, TCP_AT);
+    assert_int_equal(card.header.checksum_offset, TCP_CHECKSUM_AT);
+    put16(frame + TCP_AT + TCP_CHECKSUM_AT, ~sum_of(frame + TCP_AT, bytes - TCP_AT, 0));
+}
+
+static void note_segment(uint8_t *frame, size_t bytes) {
     const uint8_t *ip = frame + IP_AT;
     const uint8_t *tcp = frame + TCP_AT;
+    bool is_cut = card.header.gso_type != NET_HEADER_GSO_NONE;
     assert_true(bytes >= TCP_AT + TCP_BYTES && ip[0] == 0x45);
     assert_int_equal(get16(ip + 2), bytes - IP_AT);
     assert_int_equal(sum_of(ip, IP_BYTES, 0), 0xffff);
+    if ((card.header.flags & NET_HEADER_NEEDS_CHECKSUM) != 0) {
+        complete_sum(frame, bytes);
+    }
+    assert_true(!is_cut || (card.transport.features & CARD_HOST_TSO4) != 0);
+    assert_true(!is_cut || card.header.gso_size > 0);
+    assert_true(!is_cut || (card.header.flags & NET_HEADER_NEEDS_CHECKSUM) != 0);
     assert_int_equal(transport_sum(ip), 0xffff);
     size_t header = (size_t)(tcp[12] >> 4) * 4;
+    if ((tcp[13] & SYN) != 0) {
+        assert_true(header >= TCP_BYTES + 4 && tcp[TCP_BYTES] == 2 && tcp[TCP_BYTES + 1] == 4);
+        world.mss_told = get16(tcp + TCP_BYTES + 2); /* lwIP says it first */
+    }
     assert_true(world.heard_count < WORLD_HEARD_MAX);
     struct heard *heard = &world.heard[world.heard_count++];
     *heard = (struct heard){.port = get16(tcp + 2),
@@ -98,9 +117,10 @@ static void note_segment(const uint8_t *frame, size_t bytes) {
                             .window = get16(tcp + 14),
                             .seq = get32(tcp + 4),
                             .ack = get32(tcp + 8),
-                            .bytes = bytes - TCP_AT - header};
-    assert_true(heard->bytes <= sizeof heard->data);
-    memcpy(heard->data, tcp + header, heard->bytes);
+                            .bytes = bytes - TCP_AT - header,
+                            .cut = is_cut ? card.header.gso_size : 0};
+    memcpy(heard->data, tcp + header,
+           heard->bytes < sizeof heard->data ? heard->bytes : sizeof heard->data);
 }
 
 static bool listen_once(void) {
@@ -346,6 +366,9 @@ void world_run(const struct world_options *options, void (*body)(void)) {
     }
     fake_card_set_up(options->features);
     card.ring_max = options->ring != 0 ? options->ring : card.ring_max;
+    if (options->mtu != 0) {
+        fake_card_set_mtu(options->mtu);
+    }
     assert_int_equal(fake_card_probe(), 0);
     assert_int_equal(config_parse("ip=10.0.2.15/24 gw=10.0.2.2"), 0);
     assert_int_equal(config_parse(options->config != NULL ? options->config : ""), 0);

@@ -33,7 +33,8 @@ struct heard {
     uint32_t seq;
     uint32_t ack;
     size_t bytes;
-    uint8_t data[1460];
+    uint16_t cut;       /* how much of them the device puts into each segment; 0: it does not cut */
+    uint8_t data[1460]; /* how they begin, if it does */
 };
 
 struct client {
@@ -67,6 +68,7 @@ struct net_world {
     struct heard heard[WORLD_HEARD_MAX];
     unsigned heard_count;
     unsigned arp_answers; /* of the guest */
+    unsigned mss_told;    /* in the guest's last SYN */
 };
 
 extern struct net_world world;
@@ -78,6 +80,7 @@ struct world_options {
     uint64_t features;
     size_t heap_bytes;
     unsigned ring; /* entries of both rings; 0: plenty */
+    uint16_t mtu;  /* that the card tells; 0: 1500 */
     const char *config;
     bool is_mute; /* nobody listens: the test does, or the server under test */
 };

@@ -162,6 +162,7 @@ static void probe_waits(void) {
     empty_ring();
     assert_true(heard_of(&clients[1], &segment) > 0);
     assert_int_equal(segment->bytes, 1);
+    assert_int_equal(segment->cut, 0);
     clients[1].window = UINT16_MAX;
     client_say(&clients[1], &(struct spoken){0});
     assert_int_equal(world_last_heard()->bytes, SEGMENT);
@@ -171,6 +172,11 @@ static void probe_waits(void) {
 
 TEST(a_probe_of_a_closed_window_waits_for_room) {
     world_run(&four, probe_waits);
+}
+
+TEST(a_probe_that_waited_is_not_cut) {
+    world_run(&(struct world_options){.ring = 4, .features = CARD_CSUM | CARD_HOST_TSO4},
+              probe_waits);
 }
 
 /* At the bound what comes on top is lost, but for an acknowledgement that takes the place of an

@@ -228,6 +228,41 @@ TEST(a_frame_that_the_device_keeps_bounds_how_many_are_sent_behind_it) {
     fake_card_unplug();
 }
 
+/* What connections may be promised: frames that take several buffers do not fill them. */
+TEST(receive_buffers_count_as_what_a_frame_leaves_in_them) {
+    static const struct {
+        uint64_t features;
+        uint16_t mtu;
+        size_t each;
+    } cards[] = {{CARD_MTU, 1500, 1500},
+                 {CARD_MTU, 600, 600},
+                 {CARD_MTU | CARD_MRG_RXBUF, 2048, 2048},
+                 {CARD_MTU | CARD_MRG_RXBUF, 2049, 1024},
+                 {CARD_MTU | CARD_MRG_RXBUF, 9000, 1024}};
+    for (unsigned i = 0; i < ARRAY_COUNT(cards); i++) {
+        struct virtio_net_info info;
+        fake_card_set_up(cards[i].features);
+        fake_card_set_mtu(cards[i].mtu);
+        assert_int_equal(fake_card_probe(), 0);
+        virtio_net_get_info(virtio_net_first(), &info);
+        assert_int_equal(info.mtu, cards[i].mtu);
+        size_t buffers = io_buffer_size(&card.dma) / 2048; /* besides the rings */
+        assert_in_range(info.receive_bytes / cards[i].each, buffers * 9 / 10, buffers);
+        scheduler_forget();
+        fake_card_unplug();
+    }
+}
+
+TEST(a_frame_of_a_wire_with_long_ones_comes_in_several_buffers) {
+    fake_card_set_up(CARD_MTU | CARD_MRG_RXBUF);
+    fake_card_set_mtu(9000);
+    assert_int_equal(fake_card_probe(), 0);
+    net = virtio_net_first();
+    fake_card_deliver(bytes, 9014, 0);
+    expect_frame(9014, 5);
+    fake_card_unplug();
+}
+
 /* --- Probe --- */
 
 static void expect_no_card(int error) {
