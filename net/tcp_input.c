@@ -92,10 +92,13 @@ static bool is_next(const struct tcp_stream *tcp, const struct tcp_hdr *header, 
            lwip_ntohl(header->seqno) == pcb->rcv_nxt && bytes <= pcb->rcv_wnd && header->wnd != 0;
 }
 
-/* It acknowledges what it should, and nothing has been lost lately. */
+/* It acknowledges what it should, and nothing has been lost lately; what waits to be sent lies
+ * behind it. (lwIP may forget of a loss, when there are two in a row, that some of it still waits
+ * to be sent again.) */
 static bool is_plain_acknowledgement(const struct tcp_pcb *pcb, uint32_t ackno) {
     return TCP_SEQ_GT(ackno, pcb->lastack) && TCP_SEQ_LEQ(ackno, pcb->snd_nxt) &&
-           pcb->unacked != NULL && pcb->nrtx == 0 && (pcb->flags & (TF_RTO | TF_INFR)) == 0;
+           pcb->unacked != NULL && pcb->nrtx == 0 && (pcb->flags & (TF_RTO | TF_INFR)) == 0 &&
+           (pcb->unsent == NULL || TCP_SEQ_LEQ(ackno, lwip_ntohl(pcb->unsent->tcphdr->seqno)));
 }
 
 /* Slow start and congestion avoidance (RFC 5681, 3.1, with RFC 3465's counting of bytes), as lwIP

@@ -379,6 +379,39 @@ TEST(an_acknowledgement_after_a_loss_is_for_lwip) {
     world_run(&plain, after_a_loss);
 }
 
+/* Twice within one round trip nothing came back: lwIP takes the loss for mended when what it had
+ * said again by then is acknowledged, and the rest still waits to be said again. */
+static void after_two_losses(void) {
+    enum { SEGMENT = 536, SEGMENTS = 4 };
+    begin();
+    client_reply(&client, 0, SEGMENTS * SEGMENT);
+    assert_int_equal(world.heard_count, SEGMENTS);
+    for (unsigned i = 0; i < 80 && pcb_of(&client)->nrtx < 2; i++) {
+        world_pass_ms(100);
+    }
+    assert_int_equal(pcb_of(&client)->nrtx, 2);
+    client.due += SEGMENT;
+    assert_int_equal(way_of_spoken(&client, &(struct spoken){0}), LONG_WAY);
+    assert_int_equal(pcb_of(&client)->nrtx, 0);
+    assert_int_equal(pcb_of(&client)->flags & (TF_RTO | TF_INFR), 0);
+    assert_non_null(pcb_of(&client)->unacked);
+    assert_non_null(pcb_of(&client)->unsent);
+    /* They had come all the same, but for the first. */
+    client.due += (SEGMENTS - 1) * SEGMENT;
+    assert_int_equal(way_of_spoken(&client, &(struct spoken){0}), LONG_WAY);
+    assert_null(pcb_of(&client)->unacked);
+    assert_null(pcb_of(&client)->unsent);
+    world_forget_heard();
+    client_reply(&client, 0, 100);
+    assert_int_equal(world_last_heard()->bytes, 100);
+    client.due += 100;
+    assert_int_equal(way_of_spoken(&client, &(struct spoken){0}), SHORT_WAY);
+}
+
+TEST(an_acknowledgement_of_what_waits_to_be_said_again_is_for_lwip) {
+    world_run(&plain, after_two_losses);
+}
+
 static size_t heard_bytes(void) {
     size_t bytes = 0;
     for (unsigned i = 0; i < world.heard_count; i++) {
