@@ -333,6 +333,9 @@ static void set_up(struct client *client, unsigned number) {
         client->options.mss = (uint16_t)most; /* the others' are behind a router, say */
     }
     client->options.mss = client->options.mss < most ? client->options.mss : (uint16_t)most;
+    if (client->options.window_bytes < 2u * client->options.mss) {
+        client->options.window_bytes = 2u * client->options.mss; /* as every host has */
+    }
     if (!client->options.has_window_scale && client->options.window_bytes > UINT16_MAX) {
         client->options.window_bytes = UINT16_MAX;
     }

@@ -60,6 +60,7 @@ static struct {
 static unsigned held_count;
 static uint32_t held_bytes;
 static bool link_is_up = true;
+static uint64_t still_until_ns;
 static bool is_broken;
 static unsigned on_their_way;
 
@@ -166,6 +167,10 @@ static void put_on_wire(struct frame *frame, bool is_to_appliance) {
     const struct net_faults *faults = &plan.net_faults;
     uint64_t delay_ns = plan.wire_ns;
     trace_frame(frame, is_to_appliance);
+    if (world_now_ns() < still_until_ns) {
+        free(frame);
+        return;
+    }
     if (fault_strikes(faults->lost) || (fault_strikes(faults->corrupted) && !corrupt(frame))) {
         trace("wire: a frame of %llu bytes is lost, to the appliance %llu", frame->bytes,
               is_to_appliance, 0, 0);
@@ -511,6 +516,10 @@ static void fate(void *arg, uint64_t word) {
     if (link_is_up && fault_strikes(plan.net_faults.link_down)) {
         set_link(false);
         world_after(luck_spread(NS_PER_MS, 3 * NS_PER_S), link_comes_back, NULL, 0);
+    }
+    if (world_now_ns() >= still_until_ns && fault_strikes(plan.net_faults.still)) {
+        still_until_ns = world_now_ns() + luck_spread(100 * NS_PER_MS, 3 * NS_PER_S);
+        trace("wire: stands still until %llu", still_until_ns, 0, 0, 0);
     }
     world_after(luck_spread(100 * NS_PER_US, 100 * NS_PER_MS), fate, NULL, 0);
 }

@@ -48,6 +48,7 @@ struct peer {
     enum peer_state state;
     bool is_silent;
     bool is_stalled;
+    unsigned probes_alone; /* of a closed window, since the client has gone */
     uint16_t port;
     void (*changed)(void *arg);
     void *arg;
@@ -302,6 +303,12 @@ static void output(struct peer *peer) {
 static void retransmit(struct peer *peer) {
     peer->rto_ns = 2 * peer->rto_ns < RTO_NS_MAX ? 2 * peer->rto_ns : RTO_NS_MAX;
     if (peer->window == 0 && is_before(peer->una, data_end(peer))) {
+        if (peer->changed == NULL && ++peer->probes_alone > TRIES_MAX) {
+            trace("peer %llu: ends the connection from port %llu, which nobody has any more",
+                  peer->options.host, peer->port, 0, 0);
+            peer_reset(peer); /* as hosts do with what a process leaves behind */
+            return;
+        }
         send_part(peer, 0, peer->out + peer->out_first, 1, peer->una, 0);
         uint32_t probed = peer->una + 1;
         peer->highest = is_before(peer->highest, probed) ? probed : peer->highest;

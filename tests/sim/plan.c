@@ -269,11 +269,17 @@ static void plan_turns(void) {
     }
 }
 
-/* A wire with long frames; what the appliance does not take of it, it says. */
+/* A wire with long frames, of which the appliance says what it does not take; one that stands still
+ * for so long that what is sent again is lost, too. */
 static void plan_wire(void) {
+    luck_set_aside();
     if ((plan.net_features & NET_F_MTU) != 0 && luck_has(250)) {
         plan.mtu = (unsigned)luck_spread(1501, UINT16_MAX);
     }
+    if (luck_has(150)) {
+        plan.net_faults.still = rate();
+    }
+    luck_resume();
 }
 
 void plan_make(void) {
@@ -306,7 +312,8 @@ void plan_show(void) {
         "faults until %" PRIu64
         " ms: disk io %u late %u lost %u twice %u id %u bytes %u unsaid %u odd %u needs-reset %u "
         "resize %u slow %u different %u vanishes %u never %u\n"
-        "  net lost %u twice %u reordered %u delayed %u corrupted %u link %u breaks %u; interrupts "
+        "  net lost %u twice %u reordered %u delayed %u corrupted %u link %u still %u breaks %u; "
+        "interrupts "
         "late %u lost %u; allocation %" PRIu64 " or %u, pools %u\n"
         "end: %s\n",
         plan.memory_bytes >> 20, plan.command_line, plan.has_checks, plan.hiccup_permille,
@@ -319,7 +326,7 @@ void plan_show(void) {
         disk->late, disk->lost, disk->twice, disk->wrong_id, disk->wrong_bytes, disk->unsaid,
         disk->odd_status, disk->needs_reset, disk->resize, disk->slow_reset,
         disk->comes_back_different, disk->vanishes, disk->never_resets, net->lost, net->twice,
-        net->reordered, net->delayed, net->corrupted, net->link_down, net->breaks,
+        net->reordered, net->delayed, net->corrupted, net->link_down, net->still, net->breaks,
         plan.interrupt_late, plan.interrupt_lost, plan.allocation_fails_at, plan.allocation_fails,
         plan.pool_fails,
         plan.end == END_QUIET                ? "when all is done"

@@ -34,6 +34,7 @@ struct net_faults {
     unsigned delayed;
     unsigned corrupted;
     unsigned link_down; /* per look of the clock */
+    unsigned still;     /* the same: all is lost for a while, and nobody says so */
     unsigned breaks;    /* the interface itself breaks its ring */
 };
 

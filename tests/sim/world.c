@@ -30,6 +30,7 @@ struct trace_line {
 static struct world_options options;
 static uint64_t now_ns;
 static uint64_t luck_state;
+static uint64_t luck_aside;
 
 /* A heap: the earliest first. */
 static struct happening *happenings;
@@ -81,6 +82,15 @@ uint64_t luck_spread(uint64_t low, uint64_t high) {
         top *= 4;
     }
     return luck_between(low, top < high ? top : high);
+}
+
+void luck_set_aside(void) {
+    luck_aside = luck_state;
+    luck_state ^= UINT64_C(0xd1b54a32d192ed03);
+}
+
+void luck_resume(void) {
+    luck_state = luck_aside;
 }
 
 /* --- The trace ---------------------------------------------------------------------------------

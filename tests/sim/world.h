@@ -43,6 +43,10 @@ bool luck_has(unsigned permille);
 /* As luck_between, but every order of magnitude is as likely: for latencies. */
 uint64_t luck_spread(uint64_t low, uint64_t high);
 
+/* What is drawn between these two leaves what comes after them as it would have been. */
+void luck_set_aside(void);
+void luck_resume(void);
+
 /* --- The trace --- */
 
 /* One line; `format` has at most four %llu or %llx and must be constant. Always part of the hash;
