@@ -385,10 +385,9 @@ static uint64_t place_of(unsigned i) {
     return (uint64_t)512 * (i * 7 % FAKE_SECTORS);
 }
 
-static void submit_many(void *unused) {
-    (void)unused;
+static void submit_reads(unsigned count) {
     completions = 0;
-    for (unsigned i = 0; i < MANY; i++) {
+    for (unsigned i = 0; i < count; i++) {
         many_segments[i] = (struct segment){buffer + (size_t)512 * (i % 128), 512};
         many[i] = (struct block_request){.operation = BLOCK_READ,
                                          .offset = place_of(i),
@@ -398,9 +397,18 @@ static void submit_many(void *unused) {
                                          .complete = note_done};
         block_submit(disk, &many[i]);
     }
-    while (completions < MANY) {
+}
+
+static void wait_for(unsigned count) {
+    while (completions < count) {
         assert_int_equal(task_wait(&done, arch_clock_ns() + 200 * NS_PER_S), 0);
     }
+}
+
+static void submit_many(void *unused) {
+    (void)unused;
+    submit_reads(MANY);
+    wait_for(MANY);
 }
 
 TEST(more_requests_than_the_ring_holds_wait_and_all_complete) {
@@ -440,25 +448,9 @@ static uint64_t runs_of_disk(void) {
 }
 
 static void submit_gathered(unsigned count) {
-    completions = 0;
     block_gather();
-    for (unsigned i = 0; i < count; i++) {
-        many_segments[i] = (struct segment){buffer + (size_t)512 * (i % 128), 512};
-        many[i] = (struct block_request){.operation = BLOCK_READ,
-                                         .offset = place_of(i),
-                                         .length = 512,
-                                         .segments = &many_segments[i],
-                                         .segment_count = 1,
-                                         .complete = note_done};
-        block_submit(disk, &many[i]);
-    }
+    submit_reads(count);
     assert_int_equal(device.served_count, 0);
-}
-
-static void wait_for(unsigned count) {
-    while (completions < count) {
-        assert_int_equal(task_wait(&done, arch_clock_ns() + 200 * NS_PER_S), 0);
-    }
 }
 
 static void serve_at_once(void *unused) {
