@@ -122,7 +122,8 @@ class Client:
         try:
             # Of a request that was not sent whole there is no answer to wait for.
             for _ in range(0 if is_cut and len(words) < 28 * IN_FLIGHT else answered):
-                self.take_answer(blocks, writes, is_cut)
+                if not self.take_answer(blocks, writes, is_cut):
+                    break
         finally:
             for block in writes:
                 if len(self.may_hold[block]) > 1:
@@ -130,7 +131,8 @@ class Client:
         if is_cut:
             self.cut()
 
-    def take_answer(self, blocks: list[int], writes: set[int], is_cut: bool) -> None:
+    def take_answer(self, blocks: list[int], writes: set[int], is_cut: bool) -> bool:
+        """False when it did not come in time; then whatever comes may be the rest of it."""
         assert self.wire is not None
         if is_cut:
             self.wire.socket.settimeout(STILL_S)
@@ -140,7 +142,7 @@ class Client:
             data = b"" if block in writes else self.wire.receive(BLOCK)
         except TimeoutError:
             if is_cut:
-                return  # the rest of a request is missing
+                return False  # the rest of a request is missing
             raise
         self.requests += 1
         if block in writes:
@@ -149,6 +151,7 @@ class Client:
             versions = self.may_hold[block]
             good = any(data == self.words(block, version) for version in versions)
             assert good, f"block {self.base + block} holds {data[:16].hex()}, may hold {versions}"
+        return True
 
 
 class Load:
