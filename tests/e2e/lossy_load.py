@@ -230,6 +230,7 @@ def main() -> None:
     requests = sum(client.requests for client in load.clients)
     connections = sum(client.connections for client in load.clients)
     say("done", requests, "requests,", connections, "connections")
+    sys.stdin.readline()  # the wire goes with us, and the guest may have last words for it
 
 
 if __name__ == "__main__":
