@@ -119,7 +119,7 @@
 /* Payload of a packet that moves into the buffer of the one before it, if that is still unread. */
 #define NET_JOIN_BYTES_MAX 128
 
-/* Longest TCP segment handed to the device whole: a multiple of what the wire's segments carry, and
+/* Longest TCP segment handed to the device whole: a multiple of what Ethernet's segments carry, and
  * below 64 KiB with all headers. */
 #define NET_SEGMENT_BYTES_MAX (44u * 1460)
 /* Frames sent and not yet reclaimed are looked for this often when nothing else happens. */

@@ -482,7 +482,7 @@ static uint16_t longest_segment(uint16_t taken) {
 
 uint16_t tcp_stream_cut_bytes(const struct netif_hint *hints) {
     if (hints == NULL) {
-        return CUT_BYTES_MIN; /* it has waited for an answer to ARP */
+        return CUT_BYTES_MIN; /* a reset, or what has waited for an answer to ARP */
     }
     const struct tcp_pcb *pcb =
         (const void *)((const char *)hints - offsetof(struct tcp_pcb, netif_hints));

@@ -129,7 +129,9 @@ static void take_export(struct client *client, const uint8_t *size_and_flags) {
     client->export_flags = (unsigned)number(size_and_flags + 8, 2);
     client->knows_export = true;
     /* While a disk is reset its size is not asked for. */
-    uint64_t before_ns = client->asked_ns < RESET_NS_MAX ? 0 : client->asked_ns - RESET_NS_MAX;
+    uint64_t before_ns = client->asked_ns < RESET_NS_MAX || disk_has_untold_size()
+                             ? 0
+                             : client->asked_ns - RESET_NS_MAX;
     if (disk_is_stuck()) {
         return;
     }

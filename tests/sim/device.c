@@ -56,19 +56,20 @@ static void raise_late(void *arg, uint64_t isr) {
     device->isr |= (uint32_t)isr;
 }
 
-/* That of a changed configuration may be late, but a ring tells what its own would have told, and
- * nothing else tells this. */
-static void interrupt(struct device *device, uint32_t isr) {
+/* False when it is lost. */
+static bool interrupt(struct device *device, uint32_t isr) {
     device->interrupts++;
-    if (fault_strikes(plan.interrupt_lost) && isr == DEVICE_ISR_QUEUE) {
+    if (fault_strikes(plan.interrupt_lost)) {
         device->interrupts_spoiled++;
         trace("device %llu: interrupt %llu is lost", device->id, isr, 0, 0);
+        return false;
     } else if (fault_strikes(plan.interrupt_late)) {
         device->interrupts_spoiled++;
         world_after(luck_spread(1000, 50 * UINT64_C(1000000)), raise_late, device, isr);
     } else {
         device->isr |= isr;
     }
+    return true;
 }
 
 /* --- Configuration -----------------------------------------------------------------------------
@@ -88,13 +89,13 @@ void device_config64(struct device *device, size_t offset, uint64_t value) {
 
 void device_config_changed(struct device *device) {
     device->generation++;
-    interrupt(device, DEVICE_ISR_CONFIG);
+    device->has_untold_change = !interrupt(device, DEVICE_ISR_CONFIG);
 }
 
 void device_wants_reset(struct device *device) {
     trace("device %llu: needs a reset", device->id, 0, 0, 0);
     device->status |= VIRTIO_STATUS_NEEDS_RESET;
-    interrupt(device, DEVICE_ISR_CONFIG);
+    (void)interrupt(device, DEVICE_ISR_CONFIG); /* a request that is not answered tells, too */
 }
 
 void device_vanish(struct device *device) {
@@ -193,6 +194,7 @@ static void features_write(struct virtio_transport *transport, uint64_t features
     world_moment();
     SIM_CHECK((device->status & VIRTIO_STATUS_FEATURES_OK) == 0 || device->is_vanished);
     device->accepted = features;
+    device->has_untold_change = false; /* the driver reads all of it anew */
 }
 
 static unsigned queue_size_max(struct virtio_transport *transport, unsigned index) {
@@ -414,7 +416,7 @@ static void decide_interrupt(struct device *device, struct ring *ring) {
     }
     ring->signalled = ring->used_index;
     if (wanted) {
-        interrupt(device, DEVICE_ISR_QUEUE);
+        (void)interrupt(device, DEVICE_ISR_QUEUE); /* the ring tells what it would have told */
     }
 }
 

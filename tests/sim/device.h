@@ -64,6 +64,7 @@ struct device {
     size_t config_bytes;
     uint32_t generation;
     bool is_changing; /* its configuration, and has not finished */
+    bool has_untold_change;
     unsigned ring_max[DEVICE_QUEUES];
     struct ring rings[DEVICE_QUEUES];
     unsigned queues;

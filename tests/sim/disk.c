@@ -613,6 +613,10 @@ bool disk_is_stuck(void) {
     return disk.is_stuck;
 }
 
+bool disk_has_untold_size(void) {
+    return disk.has_untold_change;
+}
+
 bool disk_is_gone(void) {
     return disk.is_vanished;
 }

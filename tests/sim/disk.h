@@ -33,6 +33,8 @@ bool disk_has_misbehaved(void);
 bool disk_is_gone(void);
 /* It never finishes a reset: what it had may never be answered. */
 bool disk_is_stuck(void);
+/* Its last change of size is one of which the interrupt was lost, and nothing else tells of it. */
+bool disk_has_untold_size(void);
 
 /* Requests that it keeps. */
 unsigned disk_in_flight(void);

@@ -208,6 +208,10 @@ bool net_takes_large_segments(void) {
            (interface.accepted & NET_F_MRG_RXBUF) != 0 && device_is_live(&interface);
 }
 
+unsigned net_mtu(void) {
+    return (interface.accepted & NET_F_MTU) != 0 ? plan.mtu : MTU_UNSAID;
+}
+
 static bool may_merge(void) {
     return (interface.accepted & NET_F_MRG_RXBUF) != 0;
 }
@@ -336,9 +340,8 @@ static void receive(struct frame *frame) {
 
 /* One frame of the wire's size, whole and summed up. */
 static void emit(const uint8_t *data, size_t bytes) {
-    unsigned mtu = (interface.accepted & NET_F_MTU) != 0 ? plan.mtu : MTU_UNSAID;
-    if (bytes > ETHERNET_BYTES + mtu) {
-        sim_fail("the appliance sends a frame of %zu bytes on a wire of %u", bytes, mtu);
+    if (bytes > ETHERNET_BYTES + net_mtu()) {
+        sim_fail("the appliance sends a frame of %zu bytes on a wire of %u", bytes, net_mtu());
     }
     put_on_wire(frame_copy(data, bytes, 0), false);
 }

@@ -27,6 +27,8 @@ void net_set_up(void);
  * when the appliance takes large segments, one TCP segment of any length. */
 void net_send_to_appliance(const uint8_t *frame, size_t bytes, unsigned segment_bytes);
 bool net_takes_large_segments(void);
+/* What the appliance has agreed to. */
+unsigned net_mtu(void);
 
 bool net_is_broken(void);
 /* Frames between the ends. */

@@ -511,7 +511,7 @@ static void read_options(struct peer *peer, const uint8_t *tcp, size_t header) {
         at += tcp[at + 1];
     }
     SIM_CHECK(!scales || peer->options.has_window_scale);
-    SIM_CHECK(peer->their_mss >= 536 && peer->their_mss + 40u <= plan.mtu &&
+    SIM_CHECK(peer->their_mss >= 536 && peer->their_mss + 40u <= net_mtu() &&
               peer->their_shift <= 14);
     if (!scales) {
         peer->options.has_window_scale = false;

@@ -119,6 +119,7 @@ static void note_segment(uint8_t *frame, size_t bytes) {
                             .ack = get32(tcp + 8),
                             .bytes = bytes - TCP_AT - header,
                             .cut = is_cut ? card.header.gso_size : 0};
+    assert_true(heard->bytes <= sizeof heard->data || world.hears_beginnings);
     memcpy(heard->data, tcp + header,
            heard->bytes < sizeof heard->data ? heard->bytes : sizeof heard->data);
 }
@@ -355,6 +356,7 @@ void world_run(const struct world_options *options, void (*body)(void)) {
     }
     is_left_over = true;
     memset(&world, 0, sizeof world);
+    world.hears_beginnings = options->hears_beginnings;
     memset(&net_counters, 0, sizeof net_counters);
     for (size_t i = 0; i < sizeof world_text; i++) {
         world_text[i] = (uint8_t)(i * 7 + i / 251);

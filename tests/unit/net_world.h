@@ -67,8 +67,9 @@ struct net_world {
     unsigned stream_count;
     struct heard heard[WORLD_HEARD_MAX];
     unsigned heard_count;
-    unsigned arp_answers; /* of the guest */
-    unsigned mss_told;    /* in the guest's last SYN */
+    unsigned arp_answers;  /* of the guest */
+    unsigned mss_told;     /* in the guest's last SYN */
+    bool hears_beginnings; /* of segments longer than is kept of one */
 };
 
 extern struct net_world world;
@@ -82,7 +83,8 @@ struct world_options {
     unsigned ring; /* entries of both rings; 0: plenty */
     uint16_t mtu;  /* that the card tells; 0: 1500 */
     const char *config;
-    bool is_mute; /* nobody listens: the test does, or the server under test */
+    bool hears_beginnings; /* segments may be longer than `heard` keeps */
+    bool is_mute;          /* nobody listens: the test does, or the server under test */
 };
 void world_run(const struct world_options *options, void (*body)(void));
 

@@ -1,4 +1,6 @@
 /* How long segments are: what the wire carries, what the peer takes, what the device cuts. */
+#include <lwip/etharp.h>
+#include <lwip/netif.h>
 #include <lwip/priv/tcp_priv.h>
 #include <string.h>
 
@@ -70,7 +72,8 @@ static void cut_for_each_peer(void) {
 }
 
 TEST(the_device_cuts_for_each_peer_into_what_it_takes) {
-    world_run(&(struct world_options){.features = CUTS}, cut_for_each_peer);
+    world_run(&(struct world_options){.hears_beginnings = true, .features = CUTS},
+              cut_for_each_peer);
 }
 
 static void silly(void) {
@@ -83,7 +86,7 @@ static void silly(void) {
 }
 
 TEST(the_device_does_not_cut_for_a_peer_that_takes_less_than_every_host_must) {
-    world_run(&(struct world_options){.features = CUTS}, silly);
+    world_run(&(struct world_options){.hears_beginnings = true, .features = CUTS}, silly);
 }
 
 static void long_as_it_is(void) {
@@ -96,7 +99,8 @@ static void long_as_it_is(void) {
 }
 
 TEST(without_a_device_that_cuts_only_a_peer_that_takes_the_wires_gets_the_long_ones_asked_for) {
-    world_run(&(struct world_options){.config = "segment=64240"}, long_as_it_is);
+    world_run(&(struct world_options){.hears_beginnings = true, .config = "segment=64240"},
+              long_as_it_is);
 }
 
 static void sent_again(void) {
@@ -113,7 +117,22 @@ static void sent_again(void) {
 }
 
 TEST(what_is_sent_again_is_cut_as_it_was) {
-    world_run(&(struct world_options){.features = CUTS}, sent_again);
+    world_run(&(struct world_options){.hears_beginnings = true, .features = CUTS}, sent_again);
+}
+
+/* Whose it is lwIP does not know any more when the answer comes: what every host takes will do. */
+static void behind_arp(void) {
+    begin_with(1460);
+    etharp_cleanup_netif(netif_default);
+    world_forget_heard();
+    client_reply(&client, 0, 10000);
+    assert_int_equal(world_last_heard()->bytes, 10000);
+    assert_int_equal(world_last_heard()->cut, MSS_DEFAULT);
+    end();
+}
+
+TEST(what_has_waited_for_an_answer_to_arp_is_cut_as_every_host_takes_it) {
+    world_run(&(struct world_options){.hears_beginnings = true, .features = CUTS}, behind_arp);
 }
 
 /* --- Wires with long frames --- */
@@ -131,7 +150,9 @@ static void long_wire(void) {
 }
 
 TEST(on_a_wire_with_long_frames_a_reply_is_one_segment) {
-    world_run(&(struct world_options){.features = CUTS | CARD_MTU | CARD_MRG_RXBUF, .mtu = 9000},
+    world_run(&(struct world_options){.hears_beginnings = true,
+                                      .features = CUTS | CARD_MTU | CARD_MRG_RXBUF,
+                                      .mtu = 9000},
               long_wire);
 }
 
@@ -145,7 +166,9 @@ static void long_wire_uncut(void) {
 }
 
 TEST(on_a_wire_with_long_frames_segments_are_as_long_without_a_device_that_cuts) {
-    world_run(&(struct world_options){.features = CARD_MTU | CARD_MRG_RXBUF, .mtu = 9000},
+    world_run(&(struct world_options){.hears_beginnings = true,
+                                      .features = CARD_MTU | CARD_MRG_RXBUF,
+                                      .mtu = 9000},
               long_wire_uncut);
 }
 
@@ -158,9 +181,10 @@ static void longest_wire(void) {
 }
 
 TEST(the_longest_frame_is_one_whose_length_fits_16_bits) {
-    world_run(
-        &(struct world_options){.features = CUTS | CARD_MTU | CARD_MRG_RXBUF, .mtu = UINT16_MAX},
-        longest_wire);
+    world_run(&(struct world_options){.hears_beginnings = true,
+                                      .features = CUTS | CARD_MTU | CARD_MRG_RXBUF,
+                                      .mtu = UINT16_MAX},
+              longest_wire);
     assert_logged("of an mtu of 65535 65521 are used");
 }
 
@@ -171,9 +195,11 @@ static void few_buffers(void) {
 }
 
 TEST(peers_hear_of_no_more_than_the_receive_ring_holds) {
-    world_run(
-        &(struct world_options){.features = CARD_MTU | CARD_MRG_RXBUF, .mtu = 9000, .ring = 4},
-        few_buffers);
+    world_run(&(struct world_options){.hears_beginnings = true,
+                                      .features = CARD_MTU | CARD_MRG_RXBUF,
+                                      .mtu = 9000,
+                                      .ring = 4},
+              few_buffers);
 }
 
 static void one_buffer(void) {
@@ -185,7 +211,8 @@ static void one_buffer(void) {
 }
 
 TEST(without_mergeable_buffers_long_frames_are_not_agreed_upon) {
-    world_run(&(struct world_options){.features = CARD_MTU, .mtu = 9000}, one_buffer);
+    world_run(&(struct world_options){.hears_beginnings = true, .features = CARD_MTU, .mtu = 9000},
+              one_buffer);
 }
 
 static void syn_again(void) {
@@ -204,7 +231,7 @@ static void syn_again(void) {
 }
 
 TEST(a_syn_that_comes_twice_is_bound_by_the_wire_as_well) {
-    world_run(&(struct world_options){0}, syn_again);
+    world_run(&(struct world_options){.hears_beginnings = true}, syn_again);
 }
 
 static void short_wire(void) {
@@ -216,7 +243,8 @@ static void short_wire(void) {
 }
 
 TEST(without_mergeable_buffers_short_frames_are) {
-    world_run(&(struct world_options){.features = CARD_MTU, .mtu = 1000}, short_wire);
+    world_run(&(struct world_options){.hears_beginnings = true, .features = CARD_MTU, .mtu = 1000},
+              short_wire);
 }
 
 /* Where buffers are few, the least that each of many gets is what a short segment takes. */
@@ -230,7 +258,8 @@ static void many(void) {
 }
 
 TEST(on_a_wire_with_long_frames_many_clients_share_the_buffers_as_elsewhere) {
-    world_run(&(struct world_options){.features = CARD_MTU | CARD_MRG_RXBUF,
+    world_run(&(struct world_options){.hears_beginnings = true,
+                                      .features = CARD_MTU | CARD_MRG_RXBUF,
                                       .mtu = 9000,
                                       .heap_bytes = SMALL_HEAP},
               many);

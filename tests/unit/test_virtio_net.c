@@ -291,15 +291,20 @@ TEST(a_card_that_cannot_be_reset_keeps_the_memory_it_was_given) {
 }
 
 TEST(a_card_whose_configuration_is_too_short_is_not_used) {
-    fake_card_set_up(0);
-    card.config_bytes = CARD_CONFIG_BYTES - 1;
-    expect_no_card(-ERANGE);
+    static const uint64_t features[] = {0, CARD_MTU};
+    for (unsigned i = 0; i < ARRAY_COUNT(features); i++) {
+        fake_card_set_up(features[i]);
+        card.config_bytes = CARD_CONFIG_BYTES - 1;
+        expect_no_card(-ERANGE);
+        assert_int_equal(card.transport.features & CARD_MTU, 0); /* who knows what it would be */
+    }
 }
 
 TEST(a_card_whose_configuration_never_stands_still_is_not_used) {
-    fake_card_set_up(0);
+    fake_card_set_up(CARD_MTU);
     card.is_restless = true;
     expect_no_card(-EAGAIN);
+    assert_int_equal(card.transport.features & CARD_MTU, 0);
 }
 
 TEST(a_card_with_rings_of_one_entry_is_not_used) {
