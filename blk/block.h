@@ -43,8 +43,8 @@ struct block_request {
      * device request can be whole blocks too. */
     const struct segment *segments;
     unsigned segment_count;
-    /* Called once, from the device's task, with `status` set. May submit new requests; must not
-     * wait. */
+    /* Called once, from the device's task or from block_serve, with `status` set. May submit new
+     * requests; must not wait. */
     void (*complete)(struct block_request *request);
     void *owner; /* the submitter's own */
     int status;  /* 0 or a negative errno, when complete */
@@ -121,6 +121,10 @@ struct block_device {
 
     /* The driver's side: called when there is work in the queue. */
     void (*wake)(struct block_device *device);
+    /* For block_serve: does now, in whose task ever, what its own task would be woken for, as far
+     * as that needs no waiting; the rest it wakes its task for. True when requests were completed.
+     * May be NULL: then `wake` is called. */
+    bool (*serve)(struct block_device *device);
     /* State of its rings in a line or two, and all that there is: registers, features, queues. May
      * be NULL. */
     void (*dump)(const struct block_device *device);
@@ -181,6 +185,13 @@ static inline unsigned block_segments_max(const struct block_device *device) {
  * with -ERANGE. Never blocks, never fails for lack of room: it waits in order. Overlapping requests
  * in flight are unordered; a flush covers what was completed before it was submitted. */
 void block_submit(struct block_device *device, struct block_request *request);
+
+/* From here on requests that are submitted only wait in line. Until block_serve, which the same
+ * task calls, without waiting for anything in between. */
+void block_gather(void);
+/* Begins with all that has been gathered, in the caller's task, which saves a change to each disk's
+ * own and back; what a device answers at once is completed at once. True when something was. */
+bool block_serve(void);
 
 const char *block_operation_name(enum block_operation operation);
 

@@ -81,6 +81,9 @@ static void finish(struct block_device *device, struct block_request *request) {
     finish_here(device, request);
 }
 
+static bool is_gathering;
+static bool has_gathered;
+
 void block_submit(struct block_device *device, struct block_request *request) {
     request->base_bytes = 0;
     if (device->parent != NULL) {
@@ -115,7 +118,38 @@ void block_submit(struct block_device *device, struct block_request *request) {
         }
         list_append(&device->waiting_first, &device->waiting_last, request);
     }
-    device->wake(device);
+    if (is_gathering) {
+        has_gathered = true;
+    } else {
+        device->wake(device);
+    }
+}
+
+void block_gather(void) {
+    is_gathering = true;
+    has_gathered = false;
+}
+
+/* Those that had work before are woken already, and are served all the same. */
+static bool serve_all(void) {
+    bool any = false;
+    struct block_device *device;
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        if (!block_queue_has_work(device)) {
+            continue;
+        }
+        if (device->serve != NULL) {
+            any |= device->serve(device);
+        } else {
+            device->wake(device);
+        }
+    }
+    return any;
+}
+
+bool block_serve(void) {
+    is_gathering = false;
+    return has_gathered && serve_all();
 }
 
 bool block_queue_has_work(const struct block_device *device) {

@@ -373,6 +373,11 @@ static uint64_t next_deadline(const struct disk *disk) {
     return disk->oldest != NULL ? disk->oldest->issued_ns + disk->timeout_ns : DEADLINE_NEVER;
 }
 
+/* What disk_serve issues meanwhile has its deadline later than that. */
+static uint64_t next_look(const struct disk *disk) {
+    return disk->oldest != NULL ? next_deadline(disk) : scheduler_now_ns() + disk->timeout_ns;
+}
+
 /* After a round that did something: would another one at once do more? What is in flight is told of
  * by the ring, which the scheduler looks at in every turn. */
 static bool has_more(const struct disk *disk) {
@@ -401,13 +406,31 @@ static void disk_task(void *arg) {
         } else if (worked && has_more(disk)) {
             task_yield();
         } else {
-            (void)task_wait(&disk->wake, next_deadline(disk)); /* either way: look at everything */
+            disk->is_at_rest = true;
+            (void)task_wait(&disk->wake, next_look(disk)); /* either way: look at everything */
+            disk->is_at_rest = false;
         }
     }
 }
 
 static void disk_wake(struct block_device *block) {
     event_signal(&disk_of(block)->wake);
+}
+
+/* What needs a reset, or another round, is the task's. */
+static bool disk_serve(struct block_device *block) {
+    struct disk *disk = disk_of(block);
+    bool any = false;
+    if (disk->is_at_rest) {
+        if (issue_all(disk)) {
+            scheduler_read_clock(); /* what took its time is done already */
+        }
+        any = reap(disk);
+    }
+    if (!disk->is_at_rest || disk->has_lied || virtqueue_is_broken(disk->queue) || has_more(disk)) {
+        event_signal(&disk->wake);
+    }
+    return any;
 }
 
 static void disk_dump(const struct block_device *block) {
@@ -502,6 +525,7 @@ static int disk_probe(struct virtio_transport *transport) {
     disk->block.name = disk->name;
     disk->block.model = "virtio-blk";
     disk->block.wake = disk_wake;
+    disk->block.serve = disk_serve;
     disk->block.dump = disk_dump;
     disk->block.dump_device = disk_dump_device;
     error = block_register(&disk->block);

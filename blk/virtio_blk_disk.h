@@ -48,7 +48,8 @@ struct disk {
     unsigned resets; /* since window_start_ns */
     uint64_t window_start_ns;
     bool config_changed;
-    bool has_lied; /* completed what it had not done */
+    bool is_at_rest; /* its task only waits for something to do */
+    bool has_lied;   /* completed what it had not done */
     char name[8];
     struct block_device block; /* last, for its statistics are large */
 };

@@ -28,6 +28,7 @@ static struct nbd_connection *run_last;
 static const struct nbd_server_config *config;
 static uint64_t refused_total;
 static bool is_shutting_down;
+static bool is_working; /* whoever comes into the line, the round that has begun sees */
 static uint64_t shutdown_deadline_ns;
 static uint64_t served_total;
 
@@ -67,7 +68,7 @@ static bool enqueue(struct nbd_connection *connection) {
 }
 
 void nbd_schedule(struct nbd_connection *connection) {
-    if (enqueue(connection)) {
+    if (enqueue(connection) && !is_working) {
         net_wake();
     }
 }
@@ -332,17 +333,34 @@ static bool run_line(void) {
     return has_more;
 }
 
+/* And those whose turn it is. */
+static bool run_all(void) {
+    bool has_more = run_line();
+    struct nbd_connection *next;
+    while ((next = nbd_turns_next()) != NULL) {
+        (void)enqueue(next); /* and runs now, if it was not in line already */
+        has_more |= run_line();
+    }
+    return has_more;
+}
+
 static bool work(void *unused) {
     (void)unused;
     relieve_pressure();
     if (is_shutting_down) {
         check_shutdown();
     }
-    bool has_more = run_line();
-    struct nbd_connection *next;
-    while ((next = nbd_turns_next()) != NULL) {
-        (void)enqueue(next); /* and runs now, if it was not in line already */
-        has_more |= run_line();
+    /* What the clients ask for goes to the disks at once, and what these have at once back to the
+     * clients. */
+    is_working = true;
+    block_gather();
+    bool has_more = run_all();
+    if (block_serve()) {
+        has_more |= run_all();
+    }
+    is_working = false;
+    if (run_first != NULL) {
+        net_wake();
     }
     return has_more;
 }

@@ -311,6 +311,10 @@ uint64_t scheduler_now_ns(void) {
     return now_ns;
 }
 
+void scheduler_read_clock(void) {
+    now_ns = arch_clock_ns();
+}
+
 const struct scheduler_stats *scheduler_get_stats(void) {
     return &stats;
 }

@@ -57,6 +57,8 @@ void scheduler_stop(void);
 
 /* The time at the beginning of this turn: saves reading the clock, is late by one turn at most. */
 uint64_t scheduler_now_ns(void);
+/* Reads it after all: for who has waited for a device within a turn. */
+void scheduler_read_clock(void);
 
 struct scheduler_stats {
     uint64_t turns;

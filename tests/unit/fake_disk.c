@@ -192,6 +192,7 @@ void fake_disk_work(void) {
             return;
         }
         device.good_requests -= device.good_requests > 0;
+        host_clock_advance(device.takes_ns);
         uint16_t head = device_ring_take(&device.ring);
         if (mood == LIES) {
             device_ring_complete(&device.ring, head + 1u, 0);

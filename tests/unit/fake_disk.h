@@ -57,6 +57,7 @@ struct fake_disk {
     enum fake_mood mood;
     enum fake_mood mood_after_reset;
     unsigned good_requests; /* served well before the mood sets in */
+    uint64_t takes_ns;      /* for each */
     uint64_t bad_sector;    /* requests that touch it fail; UINT64_MAX for none */
     uint64_t silent_sector; /* those that touch it are not answered; UINT64_MAX for none */
     unsigned resets;

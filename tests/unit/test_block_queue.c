@@ -504,3 +504,66 @@ TEST(random_load_completes_every_request_once_and_flushes_cover_what_they_must) 
         assert_int_equal(device.stats.in_flight, 0);
     }
 }
+
+/* --- Gathering --- */
+
+static unsigned served;
+static bool serves_at_once;
+
+static bool serve(struct block_device *device_now) {
+    struct block_part part;
+    assert_ptr_equal(device_now, &device);
+    served++;
+    while (serves_at_once && block_queue_next(&device, &part)) {
+        block_queue_done(&device, part.request, 0);
+    }
+    return serves_at_once;
+}
+
+TEST(what_is_gathered_waits_until_all_is_served) {
+    set_up();
+    assert_int_equal(block_register(&device), 0);
+    block_gather();
+    submit(0, BLOCK_READ, 0, 512, 0);
+    submit(1, BLOCK_READ, 4096, 512, 0);
+    assert_int_equal(wakes, 0);
+    assert_false(block_serve()); /* a device that does not serve by itself is woken */
+    assert_int_equal(wakes, 1);
+    for (unsigned i = 0; i < 2; i++) {
+        struct block_part part = next();
+        block_queue_done(&device, part.request, 0);
+    }
+    submit(2, BLOCK_READ, 0, 512, 0);
+    assert_int_equal(wakes, 2); /* gathered no more */
+    block_unregister(&device);
+}
+
+TEST(a_device_that_serves_by_itself_is_not_woken) {
+    for (unsigned i = 0; i < 2; i++) {
+        serves_at_once = i == 1;
+        served = 0;
+        set_up();
+        device.serve = serve;
+        assert_int_equal(block_register(&device), 0);
+        block_gather();
+        assert_false(block_serve()); /* nothing was submitted */
+        assert_int_equal(served, 0);
+        submit(2, BLOCK_READ, 8192, 512, 0);
+        block_gather();
+        assert_false(block_serve()); /* before it was gathered: its task is woken */
+        assert_int_equal(served, 0);
+        assert_int_equal(wakes, 1);
+        struct block_part part = next();
+        block_queue_done(&device, part.request, 0);
+        completed = 0;
+        wakes = 0;
+        block_gather();
+        submit(0, BLOCK_READ, 0, 512, 0);
+        submit(1, BLOCK_WRITE, 4096, 512, 0);
+        assert_int_equal(block_serve(), serves_at_once);
+        assert_int_equal(served, 1);
+        assert_int_equal(wakes, 0);
+        assert_int_equal(completed, serves_at_once ? 2 : 0);
+        block_unregister(&device);
+    }
+}

@@ -1,10 +1,12 @@
 /* The NBD server as a client sees it, over TCP, with a disk that answers when a test says so: what
  * needs a moment that no search finds at once. */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "apps/nbd/wire.h"
 #include "config/limits.h"
+#include "core/task/task.h"
 #include "net/stack.h"
 #include "tests/unit/nbd_world.h"
 #include "tests/unit/unit.h"
@@ -469,6 +471,69 @@ static void sharing_a_disk(void) {
 
 TEST(exports_of_one_disk_share_its_turns) {
     with_depth(1, sharing_a_disk);
+}
+
+/* A disk that is done when it has been told. */
+static bool serve_now(struct block_device *device) {
+    bool any = false;
+    struct block_part part;
+    while (block_queue_next(device, &part)) {
+        memcpy(part.segments[0].data, nbd_content + part.offset, part.segments[0].length);
+        block_queue_done(device, part.request, 0);
+        any = true;
+    }
+    return any;
+}
+
+/* As ask_block, but nothing else wakes the network. */
+static void whisper_block(unsigned which, uint64_t number) {
+    uint8_t frame[FRAME_MAX];
+    uint8_t head[28];
+    uint8_t *at = head;
+    put(&at, NBD_REQUEST_MAGIC, 4);
+    put(&at, NBD_CMD_READ, 4);
+    put(&at, talkers[which].next_cookie++, 8);
+    put(&at, offset_of(number), 8);
+    put(&at, 512, 4);
+    struct spoken spoken = {.flags = ACK | PSH, .data = head, .bytes = sizeof head};
+    fake_card_deliver(frame, client_frame(&talkers[which].client, &spoken, frame), 0);
+    talkers[which].client.at += sizeof head;
+}
+
+/* Nobody is forgotten who waits for a turn that comes in the round that took the request in. */
+static void served_at_once(void) {
+    (void)begin_simple(0, "disk");
+    (void)begin_simple(1, "disk");
+    nbd_disk.serve = serve_now;
+    uint64_t first_cookies[2] = {talkers[0].next_cookie, talkers[1].next_cookie};
+    for (unsigned i = 0; i < 3; i++) {
+        whisper_block(0, 100 + i);
+        whisper_block(1, 200 + i);
+    }
+    for (unsigned i = 0; i < 20; i++) {
+        take_parts(); /* those that the disk was woken for, as a disk does that rests */
+        while (nbd_part_count > 0) {
+            answer_at(nbd_parts[0].offset, 0);
+        }
+        task_sleep_until(arch_clock_ns() + 10 * NS_PER_US);
+        (void)world_listen(UINT_MAX);
+    }
+    /* Those that the disk was woken for may be answered behind later ones. */
+    for (unsigned i = 0; i < 6; i++) {
+        struct talker *talker = &talkers[i % 2];
+        uint64_t number = get(hear(talker, 16) + 8, 8) - first_cookies[i % 2];
+        assert_in_range(number, 0, 2);
+        number += i % 2 == 0 ? 100 : 200;
+        assert_memory_equal(hear(talker, 512), nbd_content + offset_of(number), 512);
+    }
+    expect_silence(&talkers[0]);
+    expect_silence(&talkers[1]);
+}
+
+TEST(who_waits_for_its_turn_at_a_disk_that_is_done_at_once_has_it) {
+    with_depth(1, served_at_once);
+    with_depth(2, served_at_once);
+    with_depth(64, served_at_once);
 }
 
 /* All is answered and nothing acknowledged when the client says that it goes: its last

@@ -385,10 +385,9 @@ static uint64_t place_of(unsigned i) {
     return (uint64_t)512 * (i * 7 % FAKE_SECTORS);
 }
 
-static void submit_many(void *unused) {
-    (void)unused;
+static void submit_reads(unsigned count) {
     completions = 0;
-    for (unsigned i = 0; i < MANY; i++) {
+    for (unsigned i = 0; i < count; i++) {
         many_segments[i] = (struct segment){buffer + (size_t)512 * (i % 128), 512};
         many[i] = (struct block_request){.operation = BLOCK_READ,
                                          .offset = place_of(i),
@@ -398,9 +397,18 @@ static void submit_many(void *unused) {
                                          .complete = note_done};
         block_submit(disk, &many[i]);
     }
-    while (completions < MANY) {
+}
+
+static void wait_for(unsigned count) {
+    while (completions < count) {
         assert_int_equal(task_wait(&done, arch_clock_ns() + 200 * NS_PER_S), 0);
     }
+}
+
+static void submit_many(void *unused) {
+    (void)unused;
+    submit_reads(MANY);
+    wait_for(MANY);
 }
 
 TEST(more_requests_than_the_ring_holds_wait_and_all_complete) {
@@ -423,5 +431,65 @@ TEST(without_tables_a_ring_holds_fewer_requests_and_all_complete) {
     assert_int_equal(virtio_blk_ring_stats(disk)->in_flight_peak, FAKE_RING / 3);
     assert_true(virtio_blk_ring_stats(disk)->full > 0);
     assert_int_equal(virtio_blk_ring_stats(disk)->indirect, 0);
+    assert_int_equal(result, 0);
+}
+
+/* --- Served in another task --- */
+
+static uint64_t runs_of_disk(void) {
+    struct task_info info;
+    for (unsigned i = 0; task_get_info(i, &info) == 0; i++) {
+        if (strcmp(info.name, "vda") == 0) {
+            return info.runs;
+        }
+    }
+    fail_msg("the disk has no task");
+    return 0;
+}
+
+static void submit_gathered(unsigned count) {
+    block_gather();
+    submit_reads(count);
+    assert_int_equal(device.served_count, 0);
+}
+
+static void serve_at_once(void *unused) {
+    (void)unused;
+    task_yield(); /* the disk's task comes to rest */
+    uint64_t runs = runs_of_disk();
+    submit_gathered(3);
+    assert_true(block_serve());
+    assert_int_equal(completions, 3);
+    assert_int_equal(device.served_count, 3);
+    assert_int_equal(virtio_blk_ring_stats(disk)->kicks, 1);
+    assert_int_equal(disk->stats.latency_us[BLOCK_READ].buckets[histogram_bits(300)], 3);
+    task_yield();
+    assert_int_equal(runs_of_disk(), runs);
+}
+
+TEST(what_a_device_answers_at_once_needs_no_run_of_its_task) {
+    fake_disk_set_up(F_FLUSH);
+    device.takes_ns = 100 * NS_PER_US;
+    assert_int_equal(fake_disk_probe(), 0);
+    unit_run_task(serve_at_once, NULL);
+    assert_int_equal(result, 0);
+}
+
+static void serve_many(void *unused) {
+    (void)unused;
+    task_yield();
+    submit_gathered(MANY);
+    assert_true(block_serve());
+    assert_in_range(completions, 1, MANY - 1); /* no more than the ring holds */
+    uint64_t begun_ns = arch_clock_ns();
+    wait_for(MANY);
+    assert_true(arch_clock_ns() - begun_ns < NS_PER_S); /* and not when it looks again */
+}
+
+TEST(what_the_ring_had_no_room_for_is_the_task_s) {
+    fake_disk_set_up(F_FLUSH);
+    assert_int_equal(fake_disk_probe(), 0);
+    unit_run_task(serve_many, NULL);
+    assert_int_equal(completions, MANY);
     assert_int_equal(result, 0);
 }

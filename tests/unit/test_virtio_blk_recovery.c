@@ -2,6 +2,7 @@
  * blk/virtio_blk_recovery.c. */
 #include <string.h>
 
+#include "blk/queue.h"
 #include "boot/host/host.h"
 #include "core/config.h"
 #include "core/task/scheduler.h"
@@ -459,5 +460,102 @@ TEST(a_device_may_come_back_with_another_size) {
     fake_config64(0, FAKE_SECTORS / 2);
     assert_int_equal(fake_disk_run(BLOCK_WRITE, 0, 0, buffer, 512), 0);
     assert_int_equal(disk->capacity_bytes, FAKE_SECTORS * 256);
+    expect_in_service(1);
+}
+
+/* --- Begun in another task --- */
+
+enum { GATHERED = 2 };
+
+static struct block_request gathered[GATHERED];
+static struct segment gathered_segment;
+static struct event gathered_event;
+static unsigned gathered_count;
+
+static void note_gathered(struct block_request *request) {
+    assert_int_equal(request->status, 0);
+    gathered_count++;
+    event_signal(&gathered_event);
+}
+
+static bool serve_one(unsigned which) {
+    gathered_segment = (struct segment){buffer, 512};
+    gathered[which] = (struct block_request){.operation = BLOCK_READ,
+                                             .offset = 8192 + (uint64_t)4096 * which,
+                                             .length = 512,
+                                             .segments = &gathered_segment,
+                                             .segment_count = 1,
+                                             .complete = note_gathered};
+    block_gather();
+    block_submit(disk, &gathered[which]);
+    return block_serve();
+}
+
+static void wait_for_gathered(unsigned count) {
+    while (gathered_count < count) {
+        assert_int_equal(task_wait(&gathered_event, arch_clock_ns() + 200 * NS_PER_S), 0);
+    }
+    assert_int_equal(gathered_count, count);
+    gathered_count = 0;
+}
+
+/* Whenever its task last looked. */
+static void not_answered(void *unused) {
+    (void)unused;
+    for (unsigned i = 0; i < 3; i++) {
+        task_sleep_until(arch_clock_ns() + i * TIMEOUT_S * NS_PER_S / 2);
+        device.mood = KEEPS_SILENT;
+        uint64_t begun_ns = arch_clock_ns();
+        assert_false(serve_one(0));
+        wait_for_gathered(1);
+        assert_in_range((arch_clock_ns() - begun_ns) / NS_PER_S, TIMEOUT_S, TIMEOUT_S + 2);
+        assert_int_equal(disk->stats.timeouts, i + 1);
+    }
+}
+
+TEST(a_request_that_another_task_has_begun_has_its_time_and_no_more) {
+    start(0);
+    unit_run_task(not_answered, NULL);
+    expect_in_service(3);
+}
+
+static void answered_wrongly(void *unused) {
+    static const enum fake_mood moods[] = {LIES, MIXES_UP, BRAGS, REPEATS};
+    (void)unused;
+    task_yield();
+    for (unsigned i = 0; i < ARRAY_COUNT(moods); i++) {
+        uint64_t begun_ns = arch_clock_ns();
+        device.mood = moods[i];
+        (void)serve_one(0); /* perhaps the answer came first */
+        wait_for_gathered(1);
+        task_sleep_until(arch_clock_ns() + NS_PER_S);
+        assert_int_equal(disk->stats.resets, i + 1);
+        assert_true(arch_clock_ns() - begun_ns < 5 * NS_PER_S); /* it is not waited for */
+    }
+}
+
+TEST(an_answer_to_another_task_that_makes_no_sense_is_the_disk_s_to_deal_with) {
+    start(0);
+    unit_run_task(answered_wrongly, NULL);
+    expect_in_service(4);
+}
+
+/* While it is being reset nobody else touches its ring. */
+static void during_a_reset(void *unused) {
+    (void)unused;
+    task_yield();
+    device.mood = KEEPS_SILENT;
+    device.reset_reads = 50; /* takes its time */
+    assert_false(serve_one(0));
+    task_sleep_until(arch_clock_ns() + TIMEOUT_S * NS_PER_S + NS_PER_MS);
+    assert_true(device.reset_reads > 0 && device.reset_reads < 50);
+    assert_false(serve_one(1));
+    assert_true(block_queue_has_work(disk));
+    wait_for_gathered(GATHERED);
+}
+
+TEST(another_task_begins_nothing_while_the_device_is_reset) {
+    start(0);
+    unit_run_task(during_a_reset, NULL);
     expect_in_service(1);
 }
