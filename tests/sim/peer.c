@@ -298,15 +298,24 @@ static void output(struct peer *peer) {
     }
 }
 
+/* A window has been found closed, ours or the appliance's. Hosts end what a process leaves behind
+ * when nothing comes of it. */
+static bool ends_alone(struct peer *peer) {
+    if (peer->changed != NULL || ++peer->probes_alone <= TRIES_MAX) {
+        return false;
+    }
+    trace("peer %llu: ends the connection from port %llu, which nobody has any more",
+          peer->options.host, peer->port, 0, 0);
+    peer_reset(peer);
+    return true;
+}
+
 /* Nothing was acknowledged for too long: all over again from there. With a closed window: one byte,
  * to be told when it opens. */
 static void retransmit(struct peer *peer) {
     peer->rto_ns = 2 * peer->rto_ns < RTO_NS_MAX ? 2 * peer->rto_ns : RTO_NS_MAX;
     if (peer->window == 0 && is_before(peer->una, data_end(peer))) {
-        if (peer->changed == NULL && ++peer->probes_alone > TRIES_MAX) {
-            trace("peer %llu: ends the connection from port %llu, which nobody has any more",
-                  peer->options.host, peer->port, 0, 0);
-            peer_reset(peer); /* as hosts do with what a process leaves behind */
+        if (ends_alone(peer)) {
             return;
         }
         send_part(peer, 0, peer->out + peer->out_first, 1, peer->una, 0);
@@ -576,6 +585,9 @@ static void take_segment(struct peer *peer, const uint8_t *tcp, size_t header, s
         return;
     }
     take_acknowledgement(peer, tcp, text_bytes);
+    if (text_bytes > 0 && peer->edge == peer->received_next && ends_alone(peer)) {
+        return;
+    }
     size_t before = peer->in_bytes;
     bool at_once = text_bytes > 0 && take_text(peer, sequence, tcp + header, (uint32_t)text_bytes);
     if (text_bytes == 0 && sequence != peer->received_next) {
