@@ -378,6 +378,11 @@ static uint64_t next_look(const struct disk *disk) {
     return disk->oldest != NULL ? next_deadline(disk) : scheduler_now_ns() + disk->timeout_ns;
 }
 
+/* Whatever is put on its ring now, and be it in place of what it has answered, it may mistake. */
+static bool makes_no_sense(const struct disk *disk) {
+    return disk->has_lied || virtqueue_is_broken(disk->queue);
+}
+
 /* After a round that did something: would another one at once do more? What is in flight is told of
  * by the ring, which the scheduler looks at in every turn. */
 static bool has_more(const struct disk *disk) {
@@ -393,11 +398,14 @@ static void disk_task(void *arg) {
             (void)task_wait(&disk->wake, DEADLINE_NEVER); /* the next submission is the event */
             continue;
         }
-        bool worked = issue_all(disk);
-        worked |= reap(disk);
+        bool worked = false;
+        if (!makes_no_sense(disk)) {
+            worked = issue_all(disk);
+            worked |= reap(disk);
+        }
         if (disk->config_changed) {
             look_at_config(disk);
-        } else if (virtqueue_is_broken(disk->queue) || disk->has_lied) {
+        } else if (makes_no_sense(disk)) {
             disk_recover(disk, "the device broke its ring", false);
         } else if (scheduler_now_ns() >= next_deadline(disk) &&
                    !virtqueue_has_completed(disk->queue)) {
@@ -421,13 +429,13 @@ static void disk_wake(struct block_device *block) {
 static bool disk_serve(struct block_device *block) {
     struct disk *disk = disk_of(block);
     bool any = false;
-    if (disk->is_at_rest) {
+    if (disk->is_at_rest && !makes_no_sense(disk)) {
         if (issue_all(disk)) {
             scheduler_read_clock(); /* what took its time is done already */
         }
         any = reap(disk);
     }
-    if (!disk->is_at_rest || disk->has_lied || virtqueue_is_broken(disk->queue) || has_more(disk)) {
+    if (!disk->is_at_rest || makes_no_sense(disk) || has_more(disk)) {
         event_signal(&disk->wake);
     }
     return any;

@@ -540,6 +540,23 @@ TEST(an_answer_to_another_task_that_makes_no_sense_is_the_disk_s_to_deal_with) {
     expect_in_service(4);
 }
 
+static void behind_nonsense(void *unused) {
+    (void)unused;
+    task_yield();
+    device.mood = MIXES_UP;
+    assert_false(serve_one(0));
+    assert_false(serve_one(1));
+    assert_true(block_queue_has_work(disk));
+    wait_for_gathered(GATHERED);
+    assert_int_equal(disk->stats.retries, 1); /* the other one was not there yet */
+}
+
+TEST(nothing_is_asked_of_a_device_that_makes_no_sense_before_its_reset) {
+    start(0);
+    unit_run_task(behind_nonsense, NULL);
+    expect_in_service(1);
+}
+
 /* While it is being reset nobody else touches its ring. */
 static void during_a_reset(void *unused) {
     (void)unused;
