@@ -13,6 +13,8 @@
 #include "config/limits.h"
 #include "core/virtio/queue.h" /* struct segment */
 
+struct event;
+
 enum block_operation {
     BLOCK_READ,
     BLOCK_WRITE,
@@ -125,6 +127,8 @@ struct block_device {
      * as that needs no waiting; the rest it wakes its task for. True when requests were completed.
      * May be NULL: then `wake` is called. */
     bool (*serve)(struct block_device *device);
+    /* For block_set_server; may be NULL. */
+    void (*set_server)(struct block_device *device, struct event *event);
     /* State of its rings in a line or two, and all that there is: registers, features, queues. May
      * be NULL. */
     void (*dump)(const struct block_device *device);
@@ -189,9 +193,12 @@ void block_submit(struct block_device *device, struct block_request *request);
 /* From here on requests that are submitted only wait in line. Until block_serve, which the same
  * task calls, without waiting for anything in between. */
 void block_gather(void);
-/* Begins with all that has been gathered, in the caller's task, which saves a change to each disk's
- * own and back; what a device answers at once is completed at once. True when something was. */
+/* Begins with all that has been gathered and completes all that has been answered, in the caller's
+ * task, which saves a change to each disk's own and back. True when something was completed. */
 bool block_serve(void);
+/* From here on `event`, whose task then calls block_serve, is signalled when a device has answered,
+ * in place of the device's own. */
+void block_set_server(struct event *event);
 
 const char *block_operation_name(enum block_operation operation);
 

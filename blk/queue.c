@@ -82,7 +82,6 @@ static void finish(struct block_device *device, struct block_request *request) {
 }
 
 static bool is_gathering;
-static bool has_gathered;
 
 void block_submit(struct block_device *device, struct block_request *request) {
     request->base_bytes = 0;
@@ -118,38 +117,37 @@ void block_submit(struct block_device *device, struct block_request *request) {
         }
         list_append(&device->waiting_first, &device->waiting_last, request);
     }
-    if (is_gathering) {
-        has_gathered = true;
-    } else {
+    if (!is_gathering) {
         device->wake(device);
     }
 }
 
 void block_gather(void) {
     is_gathering = true;
-    has_gathered = false;
 }
 
 /* Those that had work before are woken already, and are served all the same. */
-static bool serve_all(void) {
+bool block_serve(void) {
+    is_gathering = false;
     bool any = false;
     struct block_device *device;
     for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
-        if (!block_queue_has_work(device)) {
-            continue;
-        }
         if (device->serve != NULL) {
             any |= device->serve(device);
-        } else {
+        } else if (block_queue_has_work(device)) {
             device->wake(device);
         }
     }
     return any;
 }
 
-bool block_serve(void) {
-    is_gathering = false;
-    return has_gathered && serve_all();
+void block_set_server(struct event *event) {
+    struct block_device *device;
+    for (unsigned i = 0; (device = block_device_at(i)) != NULL; i++) {
+        if (device->set_server != NULL) {
+            device->set_server(device, event);
+        }
+    }
 }
 
 bool block_queue_has_work(const struct block_device *device) {

@@ -425,20 +425,30 @@ static void disk_wake(struct block_device *block) {
     event_signal(&disk_of(block)->wake);
 }
 
-/* What needs a reset, or another round, is the task's. */
+/* What needs a reset, or another round, is the task's; and while that does anything, all is. */
 static bool disk_serve(struct block_device *block) {
     struct disk *disk = disk_of(block);
-    bool any = false;
-    if (disk->is_at_rest && !makes_no_sense(disk)) {
-        if (issue_all(disk)) {
-            scheduler_read_clock(); /* what took its time is done already */
+    if (!disk->is_at_rest) {
+        if (block_queue_has_work(block)) {
+            event_signal(&disk->wake);
         }
-        any = reap(disk);
+        return false;
     }
-    if (!disk->is_at_rest || makes_no_sense(disk) || has_more(disk)) {
+    if (makes_no_sense(disk) || !has_more(disk)) {
+        return false; /* of the former its task has been told */
+    }
+    if (issue_all(disk)) {
+        scheduler_read_clock(); /* what took its time is done already */
+    }
+    bool any = reap(disk);
+    if (makes_no_sense(disk) || has_more(disk)) {
         event_signal(&disk->wake);
     }
     return any;
+}
+
+static void disk_set_server(struct block_device *block, struct event *event) {
+    disk_of(block)->source.event = event;
 }
 
 static void disk_dump(const struct block_device *block) {
@@ -534,6 +544,7 @@ static int disk_probe(struct virtio_transport *transport) {
     disk->block.model = "virtio-blk";
     disk->block.wake = disk_wake;
     disk->block.serve = disk_serve;
+    disk->block.set_server = disk_set_server;
     disk->block.dump = disk_dump;
     disk->block.dump_device = disk_dump_device;
     error = block_register(&disk->block);

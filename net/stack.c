@@ -60,6 +60,10 @@ u32_t sys_now(void) {
     return (u32_t)(scheduler_now_ns() / NS_PER_MS);
 }
 
+struct event *net_round(void) {
+    return &round_event;
+}
+
 void net_wake(void) {
     event_signal(&round_event);
 }

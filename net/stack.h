@@ -4,6 +4,8 @@
 
 #include <stdbool.h>
 
+struct event;
+
 /* Configures the interface as `ip=`, `gw=` and `segment=` say (DHCP without), and starts the
  * network task. -ENODEV without an interface, -EINVAL for an address that is none; said in the log.
  */
@@ -16,6 +18,8 @@ void net_set_worker(bool (*work)(void *arg), void *arg);
 
 /* Makes the network task run a round: from other tasks, for instance when a disk has answered. */
 void net_wake(void);
+/* What net_wake signals, for those that signal by themselves. */
+struct event *net_round(void);
 
 /* Memory for receiving runs short: readers should consume what they have. */
 bool net_is_under_pressure(void);

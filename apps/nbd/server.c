@@ -399,6 +399,7 @@ int nbd_server_start(const struct nbd_server_config *server_config) {
     if (error) {
         return error;
     }
+    block_set_server(net_round());
     net_set_worker(work, NULL);
     net_wake();
     return 0;

@@ -475,6 +475,33 @@ TEST(what_a_device_answers_at_once_needs_no_run_of_its_task) {
     assert_int_equal(result, 0);
 }
 
+static struct event server;
+
+static void answer_later(void *unused) {
+    (void)unused;
+    task_yield(); /* the disk's task comes to rest */
+    uint64_t runs = runs_of_disk();
+    block_set_server(&server);
+    device.mood = KEEPS_SILENT;
+    submit_gathered(3);
+    assert_false(block_serve());
+    device.mood = SERVES;
+    fake_disk_work();
+    assert_int_equal(task_wait(&server, arch_clock_ns() + NS_PER_S), 0);
+    assert_int_equal(completions, 0);
+    block_gather();
+    assert_true(block_serve());
+    assert_int_equal(completions, 3);
+    assert_int_equal(runs_of_disk(), runs);
+}
+
+TEST(the_answers_of_a_device_wake_the_task_that_serves_it_and_not_its_own) {
+    fake_disk_set_up(F_FLUSH);
+    assert_int_equal(fake_disk_probe(), 0);
+    unit_run_task(answer_later, NULL);
+    assert_int_equal(result, 0);
+}
+
 static void serve_many(void *unused) {
     (void)unused;
     task_yield();

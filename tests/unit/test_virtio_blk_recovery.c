@@ -471,9 +471,10 @@ static struct block_request gathered[GATHERED];
 static struct segment gathered_segment;
 static struct event gathered_event;
 static unsigned gathered_count;
+static int gathered_status;
 
 static void note_gathered(struct block_request *request) {
-    assert_int_equal(request->status, 0);
+    gathered_status = request->status;
     gathered_count++;
     event_signal(&gathered_event);
 }
@@ -496,6 +497,7 @@ static void wait_for_gathered(unsigned count) {
         assert_int_equal(task_wait(&gathered_event, arch_clock_ns() + 200 * NS_PER_S), 0);
     }
     assert_int_equal(gathered_count, count);
+    assert_int_equal(gathered_status, disk->is_gone ? -EIO : 0);
     gathered_count = 0;
 }
 
@@ -575,4 +577,60 @@ TEST(another_task_begins_nothing_while_the_device_is_reset) {
     start(0);
     unit_run_task(during_a_reset, NULL);
     expect_in_service(1);
+}
+
+static void after_the_end(void *unused) {
+    (void)unused;
+    task_yield();
+    device.mood = KEEPS_SILENT;
+    device.never_resets = true;
+    assert_false(serve_one(0));
+    task_sleep_until(arch_clock_ns() + 2 * TIMEOUT_S * NS_PER_S);
+    assert_true(disk->is_gone);
+    gathered_count = 0; /* the device has that one for good */
+    (void)serve_one(1);
+    wait_for_gathered(1);
+}
+
+TEST(what_is_gathered_for_a_device_out_of_service_fails) {
+    start(0);
+    unit_run_task(after_the_end, NULL);
+}
+
+static struct event server;
+
+static void server_task(void *unused) {
+    (void)unused;
+    for (;;) {
+        (void)task_wait(&server, DEADLINE_NEVER); /* an answer */
+        block_gather();
+        (void)block_serve();
+    }
+}
+
+static void behind_a_server(void *unused) {
+    assert_non_null(task_create("server", server_task, NULL, 0));
+    block_set_server(&server);
+    answered_wrongly(unused);
+}
+
+TEST(what_the_server_of_a_device_is_woken_for_may_make_no_sense) {
+    start(0);
+    unit_run_task(behind_a_server, NULL);
+    assert_int_equal(disk->stats.resets, 4);
+    assert_int_equal(disk->stats.in_flight, 0);
+}
+
+/* Its server wakes it neither for answers nor for those that do not come. */
+static void keeps_its_deadlines(void *unused) {
+    assert_non_null(task_create("server", server_task, NULL, 0));
+    block_set_server(&server);
+    not_answered(unused);
+}
+
+TEST(a_device_with_a_server_keeps_its_own_deadlines) {
+    start(0);
+    unit_run_task(keeps_its_deadlines, NULL);
+    assert_int_equal(disk->stats.resets, 3);
+    assert_int_equal(disk->stats.in_flight, 0);
 }
