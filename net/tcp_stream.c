@@ -624,15 +624,31 @@ static void tell_of_memory(void) {
     }
 }
 
-/* A peer whose window is closed answers the probes of its window, which lwIP counts. A keep-alive
- * after such a probe seems to it in order and no question: lwIP puts it behind the probe's byte,
- * which the peer has not taken. */
-static void prepare_for_persist(struct tcp_pcb *pcb) {
+/* Silent for as long as keep-alive would wait; and as many resends as that would ask questions were
+ * not answered, the last for as long as between two of those. */
+static bool has_left(const struct tcp_pcb *pcb) {
+    uint32_t silent_ms = (tcp_ticks - pcb->tmr) * TCP_SLOW_INTERVAL;
+    return pcb->nrtx >= KEEP_ALIVE_PROBES &&
+           silent_ms > pcb->keep_idle + KEEP_ALIVE_PROBES * pcb->keep_intvl &&
+           pcb->rtime * TCP_SLOW_INTERVAL >= (int)pcb->keep_intvl;
+}
+
+/* Whether the peer is there a keep-alive asks only of one that has all. lwIP's question is an empty
+ * segment before the next byte to be sent. To a peer that has missed what comes before it, that is
+ * in its window and no question (RFC 9293, 3.10.7.4): there, what is sent again asks. And where the
+ * window is closed the probes of it do, which lwIP counts: it would put the question behind the
+ * probe's byte. */
+static void watch_peer(struct tcp_pcb *pcb) {
     if (pcb->persist_backoff != 0) {
         tcp_stream_mend_lengths(pcb);
         ip_reset_option(pcb, SOF_KEEPALIVE);
-    } else {
+    } else if (pcb->unacked == NULL && pcb->unsent == NULL) {
         ip_set_option(pcb, SOF_KEEPALIVE);
+    } else {
+        ip_reset_option(pcb, SOF_KEEPALIVE);
+        if (has_left(pcb)) {
+            tcp_abort(pcb);
+        }
     }
 }
 
@@ -706,7 +722,7 @@ void tcp_streams_run(void) {
             send_owed_ack(tcp);
         }
         if (tcp->pcb != NULL) {
-            prepare_for_persist(tcp->pcb);
+            watch_peer(tcp->pcb);
         }
         if (tcp->is_closing) {
             advance_close(tcp);

@@ -590,8 +590,9 @@ static void take_segment(struct peer *peer, const uint8_t *tcp, size_t header, s
     }
     size_t before = peer->in_bytes;
     bool at_once = text_bytes > 0 && take_text(peer, sequence, tcp + header, (uint32_t)text_bytes);
-    if (text_bytes == 0 && sequence != peer->received_next) {
-        at_once = true; /* asks whether we are there */
+    if (text_bytes == 0 &&
+        (is_before(sequence, peer->received_next) || is_before(peer->edge, sequence))) {
+        at_once = true; /* asks whether we are there; in the window it would be no question */
     }
     if ((flags & FIN) != 0) {
         at_once = true;

@@ -470,6 +470,66 @@ TEST(whoever_says_something_is_there) {
     world_run(&(struct world_options){.config = "keepalive=1"}, silence);
 }
 
+/* What the client has was lost on its way for a while, so it has nothing to say. */
+static void loss(void) {
+    begin();
+    client_reply(&client, 0, 1000);
+    while (pcb_of(&client)->nrtx < 3) {
+        world_pass_ms(100);
+    }
+    while ((tcp_ticks - pcb_of(&client)->tmr) * TCP_SLOW_INTERVAL < 2000) {
+        world_pass_ms(100);
+    }
+    assert_true(client.stream->state == STREAM_OPEN);
+    client.due += 1000;
+    assert_int_equal(way_of_spoken(&client, &(struct spoken){0}), LONG_WAY);
+    world_pass_ms(500);
+    assert_int_equal(pcb_of(&client)->keep_cnt_sent, 0);
+    while (pcb_of(&client)->keep_cnt_sent == 0) {
+        world_pass_ms(100); /* it is asked again */
+    }
+}
+
+TEST(whoever_misses_what_is_on_its_way_is_asked_by_what_is_sent_again) {
+    world_run(&(struct world_options){.config = "keepalive=1"}, loss);
+}
+
+/* Until it is given up, after so much silence at least. */
+static void departure(unsigned silence_ms) {
+    begin();
+    struct tcp_pcb *pcb = pcb_of(&client);
+    client_reply(&client, 0, 1000);
+    world_forget_heard();
+    uint32_t begun = tcp_ticks;
+    uint32_t asked = 0;
+    while (client.stream->state != STREAM_DEAD) {
+        assert_true((tcp_ticks - begun) * TCP_SLOW_INTERVAL < 80000);
+        assert_true(pcb->nrtx <= 4 || silence_ms > 20000);
+        asked = pcb->nrtx < 4 ? tcp_ticks : asked;
+        world_pass_ms(50);
+    }
+    assert_true((tcp_ticks - begun) * TCP_SLOW_INTERVAL >= silence_ms);
+    assert_true((tcp_ticks - asked) * TCP_SLOW_INTERVAL >= silence_ms / 10);
+    assert_in_range(world.heard_count, 5, 8); /* sent again four times or more, and a reset */
+    assert_true((world_last_heard()->flags & TCP_RST) != 0);
+}
+
+static void soon(void) {
+    departure(1667);
+}
+
+static void later(void) {
+    departure(30000 / 6 * 10);
+}
+
+TEST(whoever_takes_nothing_that_is_sent_again_has_left) {
+    world_run(&(struct world_options){.config = "keepalive=1"}, soon);
+}
+
+TEST(but_not_before_it_has_been_silent_for_as_long_as_anybody_may_be) {
+    world_run(&(struct world_options){.config = "keepalive=30"}, later);
+}
+
 static void say_at_once(unsigned segments, size_t bytes) {
     for (unsigned i = 0; i < segments; i++) {
         struct spoken spoken = {.data = world_text, .bytes = bytes};
