@@ -471,10 +471,9 @@ static struct block_request gathered[GATHERED];
 static struct segment gathered_segment;
 static struct event gathered_event;
 static unsigned gathered_count;
-static int gathered_status;
 
 static void note_gathered(struct block_request *request) {
-    gathered_status = request->status;
+    assert_int_equal(request->status, disk->is_gone ? -EIO : 0);
     gathered_count++;
     event_signal(&gathered_event);
 }
@@ -497,7 +496,6 @@ static void wait_for_gathered(unsigned count) {
         assert_int_equal(task_wait(&gathered_event, arch_clock_ns() + 200 * NS_PER_S), 0);
     }
     assert_int_equal(gathered_count, count);
-    assert_int_equal(gathered_status, disk->is_gone ? -EIO : 0);
     gathered_count = 0;
 }
 
@@ -608,29 +606,35 @@ static void server_task(void *unused) {
     }
 }
 
-static void behind_a_server(void *unused) {
+static void serve_it(void) {
     assert_non_null(task_create("server", server_task, NULL, 0));
     block_set_server(&server);
+}
+
+static void expect_done(uint64_t resets) {
+    assert_int_equal(disk->stats.resets, resets);
+    assert_int_equal(disk->stats.in_flight, 0);
+}
+
+static void behind_a_server(void *unused) {
+    serve_it();
     answered_wrongly(unused);
 }
 
 TEST(what_the_server_of_a_device_is_woken_for_may_make_no_sense) {
     start(0);
     unit_run_task(behind_a_server, NULL);
-    assert_int_equal(disk->stats.resets, 4);
-    assert_int_equal(disk->stats.in_flight, 0);
+    expect_done(4);
 }
 
 /* Its server wakes it neither for answers nor for those that do not come. */
 static void keeps_its_deadlines(void *unused) {
-    assert_non_null(task_create("server", server_task, NULL, 0));
-    block_set_server(&server);
+    serve_it();
     not_answered(unused);
 }
 
 TEST(a_device_with_a_server_keeps_its_own_deadlines) {
     start(0);
     unit_run_task(keeps_its_deadlines, NULL);
-    assert_int_equal(disk->stats.resets, 3);
-    assert_int_equal(disk->stats.in_flight, 0);
+    expect_done(3);
 }
