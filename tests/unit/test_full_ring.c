@@ -495,3 +495,28 @@ static void told_of_room(void) {
 TEST(who_was_refused_hears_of_room_that_somebody_else_finds) {
     world_run(&four, told_of_room);
 }
+
+/* --- Rounds --- */
+
+static unsigned rounds;
+
+static bool wake_once(void *unused) {
+    (void)unused;
+    rounds++;
+    if (rounds == 1) {
+        net_wake();
+    }
+    return false;
+}
+
+static void woken_in_a_round(void) {
+    rounds = 0;
+    net_set_worker(wake_once, NULL);
+    net_wake();
+    let_run();
+    assert_int_equal(rounds, 2);
+}
+
+TEST(whoever_wakes_the_network_while_it_works_gets_another_round) {
+    world_run(&(struct world_options){.is_mute = true}, woken_in_a_round);
+}
