@@ -96,11 +96,8 @@ extern uint32_t net_window_update_bytes;
 #define TCP_LISTEN_BACKLOG         1
 #define TCP_DEFAULT_LISTEN_BACKLOG 64
 #define LWIP_TCP_TIMESTAMPS        0
-#define LWIP_TCP_KEEPALIVE         1
-/* A client that vanished is found after 30 s + 4 * 5 s. */
-#define TCP_KEEPIDLE_DEFAULT  30000
-#define TCP_KEEPINTVL_DEFAULT 5000
-#define TCP_KEEPCNT_DEFAULT   4
+/* Who is silent for so long is asked (watch_peer in net/tcp_stream.c). */
+#define TCP_KEEPIDLE_DEFAULT 30000
 /* lwIP's timer counts retransmission in ticks of twice this: 100 ms instead of 500. The shortest
  * time-out is three ticks. */
 #define TCP_TMR_INTERVAL  50

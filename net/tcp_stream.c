@@ -512,10 +512,6 @@ static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {
     tcp_sent(pcb, sent);
     tcp_err(pcb, failed);
     tcp_nagle_disable(pcb);
-    ip_set_option(pcb, SOF_KEEPALIVE);
-    pcb->keep_idle = sizes.keep_alive_ms;
-    pcb->keep_intvl = sizes.keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
-    pcb->keep_cnt = KEEP_ALIVE_PROBES;
     /* lwIP bounds what a SYN says by the wire, but not what the same SYN says when it comes again.
      */
     tcp->cut_bytes = pcb->mss < sizes.wire_segment_bytes ? pcb->mss : sizes.wire_segment_bytes;
@@ -624,31 +620,23 @@ static void tell_of_memory(void) {
     }
 }
 
-/* Silent for as long as keep-alive would wait; and as many resends as that would ask questions were
- * not answered, the last for as long as between two of those. */
-static bool has_left(const struct tcp_pcb *pcb) {
-    uint32_t silent_ms = (tcp_ticks - pcb->tmr) * TCP_SLOW_INTERVAL;
-    return pcb->nrtx >= KEEP_ALIVE_PROBES &&
-           silent_ms > pcb->keep_idle + KEEP_ALIVE_PROBES * pcb->keep_intvl &&
-           pcb->rtime * TCP_SLOW_INTERVAL >= (int)pcb->keep_intvl;
-}
-
-/* Whether the peer is there a keep-alive asks only of one that has all. lwIP's question is an empty
- * segment before the next byte to be sent. To a peer that has missed what comes before it, that is
- * in its window and no question (RFC 9293, 3.10.7.4): there, what is sent again asks. And where the
- * window is closed the probes of it do, which lwIP counts: it would put the question behind the
- * probe's byte. */
+/* Asks a peer that has been silent whether it is there (RFC 1122, 4.2.3.6), and gives it up when it
+ * never answers. By a segment from before all that it may lack: lwIP's own question lies before the
+ * next byte to be sent. To a peer that has missed what comes before that, it is in the window and
+ * no question (RFC 9293, 3.10.7.4). Where the window is closed the probes of it ask, and lwIP
+ * counts them. */
 static void watch_peer(struct tcp_pcb *pcb) {
+    uint32_t silent_ms = (tcp_ticks - pcb->tmr) * TCP_SLOW_INTERVAL;
+    uint32_t interval_ms = sizes.keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
     if (pcb->persist_backoff != 0) {
         tcp_stream_mend_lengths(pcb);
-        ip_reset_option(pcb, SOF_KEEPALIVE);
-    } else if (pcb->unacked == NULL && pcb->unsent == NULL) {
-        ip_set_option(pcb, SOF_KEEPALIVE);
-    } else {
-        ip_reset_option(pcb, SOF_KEEPALIVE);
-        if (has_left(pcb)) {
-            tcp_abort(pcb);
-        }
+    } else if (silent_ms > sizes.keep_alive_ms + KEEP_ALIVE_PROBES * interval_ms) {
+        tcp_abort(pcb);
+    } else if (silent_ms > sizes.keep_alive_ms + pcb->keep_cnt_sent * interval_ms) {
+        uint32_t next = pcb->snd_nxt;
+        pcb->snd_nxt = pcb->lastack;
+        pcb->keep_cnt_sent += tcp_keepalive(pcb) == ERR_OK;
+        pcb->snd_nxt = next;
     }
 }
 
