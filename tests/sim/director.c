@@ -33,8 +33,10 @@ enum { CLASSES_MAX = 64, KEY_STOP = 0x03, FRAMES_OF_A_BURST = 32 };
 /* Longest that anybody waits when nothing goes wrong. The interface may still drop frames for want
  * of buffers, which costs a retransmission or a few. */
 #define PATIENCE_NS (3 * NS_PER_S)
-/* With clients who take nothing for seconds, a limit of requests by the second, or room for so few
- * frames that a peer's every burst loses most of its own. */
+/* With room for so few frames that a peer's every burst loses most of its own, and peers that begin
+ * each time with a burst that is as long: a time-out for every twenty frames. */
+#define PATIENCE_CUT_NS (6 * NS_PER_S)
+/* With clients who take nothing for seconds, or a limit of requests by the second. */
 #define PATIENCE_SLOW_NS (30 * NS_PER_S)
 /* A peer that takes nothing is given up after 80 s (config/lwipopts.h). */
 #define PATIENCE_AFTER_FAULTS_NS (240 * NS_PER_S)
@@ -222,9 +224,10 @@ static void check_status(void) {
 static uint64_t patience_ns(void) {
     uint64_t disk_ns = 4 * plan.timeout_s * NS_PER_S;
     bool cuts_bursts = plan.receive_ring + plan.backlog < FRAMES_OF_A_BURST;
-    bool is_slow = plan.stalls != 0 || plan.has_limit || cuts_bursts;
+    bool is_slow = plan.stalls != 0 || plan.has_limit;
     return !plan.is_sound ? PATIENCE_AFTER_FAULTS_NS + disk_ns
            : is_slow      ? PATIENCE_SLOW_NS
+           : cuts_bursts  ? PATIENCE_CUT_NS
                           : PATIENCE_NS;
 }
 
