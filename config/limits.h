@@ -37,6 +37,15 @@
 #define STALL_MS_MAX  60000
 /* The key `spin`: how long the rings are looked at before each sleep. */
 #define SPIN_US_MAX 10000
+/* With `spin=auto` so long, which covers what a client on the same machine takes to ask again, and
+ * a disk in the host's memory to answer (20, 60 and 120 were slower for the latter). */
+#define SPIN_AUTO_US 30
+/* But only after so many waits in a row none of which took longer than so long (a sleep's wake-up
+ * included, which a spin saves), and which brought no more than so many ring entries each: a single
+ * request is three, a frame in, the disk's answer, a frame out. */
+#define SPIN_AUTO_WAITS       8
+#define SPIN_AUTO_WAIT_US     200
+#define SPIN_AUTO_ENTRIES_MAX 4
 /* An appliance whose scheduler has not turned for this long is ended with a report (key `watchdog`,
  * 0 for never). */
 #define WATCHDOG_S     10

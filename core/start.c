@@ -89,6 +89,18 @@ static bool restarts_after_panic(void) {
     return word != NULL && strcmp(word, "restart") == 0;
 }
 
+static void read_spin(void) {
+    const uint64_t no_number = UINT64_MAX;
+    const char *word = config_text("spin");
+    bool is_auto = word != NULL && strcmp(word, "auto") == 0;
+    uint64_t us = is_auto ? no_number : config_number("spin", 0, SPIN_US_MAX, no_number);
+    if (us == no_number) {
+        scheduler_set_spin_auto();
+    } else {
+        scheduler_set_spin_us((unsigned)us);
+    }
+}
+
 /* The command line first, then the file: what stands in the file wins. */
 static void read_configuration(const void *fdt) {
     static char file[COMMAND_LINE_MAX];
@@ -106,7 +118,7 @@ static void read_configuration(const void *fdt) {
     log_set_level(level);
     panic_set_restart(restarts_after_panic());
     scheduler_set_stall_ms(config_number("stall", 0, STALL_MS_MAX, TASK_STALL_MS));
-    scheduler_set_spin_us((unsigned)config_number("spin", 0, SPIN_US_MAX, 0));
+    read_spin();
     scheduler_set_watchdog((unsigned)config_number("watchdog", 0, WATCHDOG_S_MAX, WATCHDOG_S));
 }
 

@@ -61,6 +61,7 @@ static struct poll_source *sources[POLL_SOURCES_MAX];
 static struct {
     const volatile uint16_t *written;
     const uint16_t *taken;
+    uint16_t taken_before; /* when there was last nothing to do */
 } looks[POLL_SOURCES_MAX];
 static unsigned source_count;
 static void (*sleep_barrier)(void *arg);
@@ -71,6 +72,8 @@ static uint64_t irq_looked_ns;
 static uint64_t log_drained_ns;
 static uint64_t stall_ns = TASK_STALL_MS * NS_PER_MS;
 static uint64_t spin_ns;
+static bool spin_is_auto;
+static unsigned spin_trust; /* short waits in a row, of few entries each: see should_spin */
 static unsigned watchdog_s;
 static uint64_t watchdog_fed_ns;
 static uint64_t translations_ns;
@@ -281,6 +284,7 @@ void scheduler_add_source(struct poll_source *source) {
     ASSERT(source_count < POLL_SOURCES_MAX);
     looks[source_count].written = source->written != NULL ? source->written : &differ[0];
     looks[source_count].taken = source->written != NULL ? source->taken : &differ[1];
+    looks[source_count].taken_before = *looks[source_count].taken;
     sources[source_count++] = source;
     source->event->is_external = true;
     source->disarm(source->arg);
@@ -424,6 +428,44 @@ static bool spin_until_something_happens(void) {
     return false;
 }
 
+/* Entries that the tasks have taken from the rings since this was last asked. */
+static unsigned entries_taken(void) {
+    unsigned count = 0;
+    for (unsigned i = 0; i < source_count; i++) {
+        uint16_t taken = *looks[i].taken;
+        count += (uint16_t)(taken - looks[i].taken_before);
+        looks[i].taken_before = taken;
+    }
+    return count;
+}
+
+/* A spin keeps a processor from those whom it waits for: the emulator's own threads, and a client
+ * on the same machine. It pays where these have next to nothing to do between two answers, one
+ * request at a time, and costs where they have much. So by itself it is done only while the rings
+ * bring little at a time and every wait is short. */
+static bool should_spin(void) {
+    if (!spin_is_auto) {
+        return spin_ns != 0;
+    }
+    if (entries_taken() > SPIN_AUTO_ENTRIES_MAX) {
+        spin_trust = 0;
+    }
+    return spin_trust == SPIN_AUTO_WAITS;
+}
+
+static void wait_until_something_happens(void) {
+    if (should_spin()) {
+        if (spin_until_something_happens()) {
+            return;
+        }
+        spin_trust /= 2;
+    }
+    uint64_t began_ns = now_ns;
+    sleep_until_something_happens();
+    bool was_short = now_ns - began_ns <= SPIN_AUTO_WAIT_US * NS_PER_US;
+    spin_trust = !was_short ? 0 : spin_trust < SPIN_AUTO_WAITS ? spin_trust + 1 : spin_trust;
+}
+
 static void run_task(struct task *task) {
     uint64_t started_ns = now_ns;
     task->state = TASK_RUNNING;
@@ -449,6 +491,13 @@ void scheduler_set_stall_ms(uint64_t ms) {
 
 void scheduler_set_spin_us(unsigned us) {
     spin_ns = us * NS_PER_US;
+    spin_is_auto = false;
+}
+
+void scheduler_set_spin_auto(void) {
+    spin_ns = SPIN_AUTO_US * NS_PER_US;
+    spin_is_auto = true;
+    spin_trust = 0;
 }
 
 void scheduler_set_watchdog(unsigned seconds) {
@@ -488,9 +537,7 @@ static void turn(void) {
             now_ns = arch_clock_ns();
             return;
         }
-        if (spin_ns == 0 || !spin_until_something_happens()) {
-            sleep_until_something_happens();
-        }
+        wait_until_something_happens();
         return;
     }
     for (unsigned budget = ready_count; budget > 0 && ready_count > 0; budget--) {
@@ -529,7 +576,7 @@ void scheduler_forget(void) {
     irq_dispatch = NULL;
     irq_looked_ns = 0;
     translations_ns = 0;
-    spin_ns = 0;
+    scheduler_set_spin_us(0);
     stats = (struct scheduler_stats){0};
 }
 #endif

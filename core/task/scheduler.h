@@ -44,6 +44,10 @@ void scheduler_set_stall_ms(uint64_t ms);
 
 /* Before each sleep the rings are looked at for so long; 0 for not at all. */
 void scheduler_set_spin_us(unsigned us);
+/* They are looked at for SPIN_AUTO_US, but only while that has a good chance to end the wait and
+ * little to cost: when the last SPIN_AUTO_WAITS waits were short, and what came of each was little.
+ */
+void scheduler_set_spin_auto(void);
 
 /* From the beginning of `scheduler_run` the machine is ended with a report when the scheduler has
  * not turned for `seconds`; 0 for never. Where the board has no watchdog, the log says so. */
