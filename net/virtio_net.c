@@ -151,6 +151,17 @@ static void refill(struct virtio_net *net) {
     virtqueue_kick(net->receive);
 }
 
+/* QEMU's device with `tx=timer` sets a timer at the first notify and sends at the second, in the
+ * thread that notifies: ours. By default it leaves sending to its main loop, whose thread has to be
+ * woken for it and sends while we hold its lock. See docs/performance.md. */
+static void kick_send(struct virtio_net *net) {
+    if (net->notifies_twice) {
+        virtqueue_kick_twice(net->send);
+    } else {
+        virtqueue_kick(net->send);
+    }
+}
+
 void virtio_net_reclaim(struct virtio_net *net) {
     struct pbuf **place;
     uint32_t unused = 0;
@@ -173,7 +184,7 @@ void virtio_net_flush(struct virtio_net *net) {
     if (net->is_broken) {
         return;
     }
-    virtqueue_kick(net->send);
+    kick_send(net);
     virtio_net_reclaim(net);
     refill(net);
 }
@@ -322,7 +333,7 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
     int error = put_in(net, frame, count);
     if (error != 0) {
         /* Perhaps only because nobody has looked what the device has read since. */
-        virtqueue_kick(net->send);
+        kick_send(net);
         virtio_net_reclaim(net);
         error = put_in(net, frame, count);
     }

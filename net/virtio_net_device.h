@@ -63,6 +63,8 @@ struct virtio_net {
     bool is_broken;
     bool has_merged;    /* frames over several buffers may come: MRG_RXBUF */
     bool has_sums_seen; /* the device may vouch for checksums: GUEST_CSUM */
+    /* The device sends when it is told a second time: the key `notify`. */
+    bool notifies_twice;
     /* Frames in the send ring, each at the number that it was sent as, modulo the ring's size; NULL
      * when the device has read it. A device may be done with them in any order. */
     struct pbuf **frames;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "config/limits.h"
+#include "core/config.h"
 #include "core/log.h"
 #include "core/mem/heap.h"
 #include "net/offload.h"
@@ -228,6 +229,15 @@ static uint64_t wanted_features(struct virtio_transport *transport) {
     return wanted;
 }
 
+static bool should_notify_twice(void) {
+    const char *word = config_text("notify");
+    bool is_twice = word != NULL && strcmp(word, "twice") == 0;
+    if (word != NULL && !is_twice && strcmp(word, "once") != 0) {
+        log_warning("config: notify=%s refused: once or twice is wanted", word);
+    }
+    return is_twice;
+}
+
 static int net_probe(struct virtio_transport *transport) {
     struct virtqueue_config least_receive = receive_config(2);
     struct virtqueue_config least_send = send_config(2);
@@ -248,6 +258,7 @@ static int net_probe(struct virtio_transport *transport) {
     }
     net->transport = transport;
     int error = virtio_negotiate(transport, wanted_features(transport), feature_names);
+    net->notifies_twice = should_notify_twice();
     net->has_merged = virtio_has(transport, VIRTIO_NET_F_MRG_RXBUF);
     net->has_sums_seen = virtio_has(transport, VIRTIO_NET_F_GUEST_CSUM);
     if (!error) {

@@ -10,8 +10,9 @@ disk=$(printf '%s' "$1" | sed 's/,/,,/g')
 port=${2:-10809}
 here=$(dirname "$0")
 exec qemu-system-@TARGET@ -M virt -cpu rv64 -smp 1 -m 256 -nodefaults -no-user-config -display none \
-  -bios "$here/start.bin" -kernel "$here/platter.elf" -append "ip=10.0.2.15/24 gw=10.0.2.2" \
+  -bios "$here/start.bin" -kernel "$here/platter.elf" -append "ip=10.0.2.15/24 gw=10.0.2.2 segment=64240 notify=twice" \
   -global virtio-mmio.force-legacy=false \
   -chardev stdio,id=console,signal=off -serial chardev:console \
-  -netdev "user,id=net0,hostfwd=tcp:127.0.0.1:$port-10.0.2.15:10809" -device virtio-net-device,netdev=net0 \
+  -netdev "user,id=net0,hostfwd=tcp:127.0.0.1:$port-10.0.2.15:10809" \
+  -device virtio-net-device,netdev=net0,tx=timer \
   -drive "if=none,id=disk0,file=$disk,format=raw" -device virtio-blk-device,drive=disk0,serial=disk0

@@ -177,6 +177,12 @@ run_network() {
       ;;
     *) die "--net $RUN_NET: it is user, tap, passt or socket" ;;
   esac
+  # Under emulation a notify runs in the guest's own thread, and a frame can go out within it: the
+  # device sends when it is told a second time, and the guest is to do so.
+  if [[ $RUN_ACCEL == tcg ]]; then
+    RUN_CARD+=,tx=timer
+    RUN_ADDRESS+=" notify=twice"
+  fi
   if [[ -z $RUN_WHERE ]]; then
     RUN_WHERE="nbd://${RUN_IP%/*}:10809"
     [[ -n $RUN_IP ]] || RUN_WHERE="the address that the guest gets, port 10809"

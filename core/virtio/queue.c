@@ -450,20 +450,33 @@ static bool device_wants_notify(const struct virtqueue *queue, uint16_t before, 
     return (uint16_t)(now - event - 1) < (uint16_t)(now - before);
 }
 
-void virtqueue_kick(struct virtqueue *queue) {
-    uint16_t before = queue->published_index;
-    uint16_t now = queue->available_index;
-    if (before == now) {
-        return;
+/* Makes visible what was added since the last time; false when that is nothing. */
+static inline bool publish(struct virtqueue *queue) {
+    if (queue->published_index == queue->available_index) {
+        return false;
     }
     /* Descriptors and heads must be seen before the index that publishes them (2.7.13.3). */
     arch_barrier_write();
-    queue->available->index = now;
-    queue->published_index = now;
+    queue->available->index = queue->available_index;
+    queue->published_index = queue->available_index;
     queue->stats.kicks++;
     /* The index must be seen before we look whether the device wants to be told (2.7.13.4.1); else
      * it goes to sleep over an entry that we think it knows. */
     arch_barrier_full();
+    return true;
+}
+
+static inline void notify(struct virtqueue *queue) {
+    queue->stats.notifies++;
+    queue->transport->ops->notify(queue->transport, queue->index);
+}
+
+void virtqueue_kick(struct virtqueue *queue) {
+    uint16_t before = queue->published_index;
+    if (!publish(queue)) {
+        return;
+    }
+    uint16_t now = queue->published_index;
     bool wants = device_wants_notify(queue, before, now);
     if (!wants) {
         /* Where a fence is nothing (see scheduler.c) the look may have been too early: look again
@@ -472,8 +485,14 @@ void virtqueue_kick(struct virtqueue *queue) {
         wants = device_wants_notify(queue, before, now);
     }
     if (wants) {
-        queue->stats.notifies++;
-        queue->transport->ops->notify(queue->transport, queue->index);
+        notify(queue);
+    }
+}
+
+void virtqueue_kick_twice(struct virtqueue *queue) {
+    if (publish(queue)) {
+        notify(queue);
+        notify(queue);
     }
 }
 

@@ -71,6 +71,9 @@ bool virtqueue_takes_tables(const struct virtqueue *queue);
 
 /* Makes all that was added visible and notifies the device once, if it wants to be. */
 void virtqueue_kick(struct virtqueue *queue);
+/* The same, but the device is notified twice, whether it wants to be or not: for one that takes the
+ * first notify as word that there will be more, and the second as the order to begin. */
+void virtqueue_kick_twice(struct virtqueue *queue);
 
 /* The next completed chain's token, and in `*length` how many bytes the device says it wrote. NULL
  * when there is none, or when the queue is broken. */

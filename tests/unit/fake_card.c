@@ -81,7 +81,8 @@ static void barrier(struct virtio_transport *transport) {
 
 static void notify(struct virtio_transport *transport, unsigned index) {
     (void)transport;
-    assert_true(index < 2); /* it looks when it is called */
+    assert_true(index < 2);
+    card.notifies[index]++; /* but it looks when it is called */
 }
 
 static const struct virtio_transport_ops ops = {.status_read = status_read,

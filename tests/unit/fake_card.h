@@ -34,6 +34,7 @@ struct fake_card {
     struct device_ring receive;
     struct device_ring send;
     struct net_header header; /* of the frame that was read last */
+    unsigned notifies[2];     /* of each ring */
 };
 
 extern struct fake_card card;

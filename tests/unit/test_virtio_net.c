@@ -4,6 +4,7 @@
 #include <lwip/pbuf.h>
 #include <string.h>
 
+#include "core/config.h"
 #include "core/mem/io_buffer.h"
 #include "core/task/scheduler.h"
 #include "net/counters.h"
@@ -342,4 +343,34 @@ TEST(a_card_that_there_is_no_memory_for_leaves_nothing) {
     }
     assert_true(successes >= 3); /* itself, its rings, its packets */
     fake_card_unplug();
+}
+
+static unsigned notifies_of_a_frame(const char *configuration) {
+    assert_int_equal(config_parse(configuration), 0);
+    begin(0);
+    struct pbuf *frame = pbuf_alloc(PBUF_LINK, 60, PBUF_RAM);
+    assert_non_null(frame);
+    memcpy(frame->payload, bytes, 60);
+    assert_int_equal(virtio_net_send(net, frame, UINT16_MAX), 0);
+    virtio_net_flush(net);
+    pbuf_free(frame);
+    static uint8_t got[CARD_FRAME_MAX];
+    assert_int_equal(fake_card_take(got), 60);
+    virtio_net_flush(net);
+    unsigned notifies = card.notifies[1];
+    fake_card_unplug();
+    return notifies;
+}
+
+TEST(a_frame_is_told_once) {
+    assert_int_equal(notifies_of_a_frame("notify=once"), 1);
+}
+
+TEST(a_frame_is_told_twice_to_a_device_that_waits_for_that) {
+    assert_int_equal(notifies_of_a_frame("notify=twice"), 2);
+}
+
+TEST(how_often_is_said_with_a_word) {
+    assert_int_equal(notifies_of_a_frame("notify=2"), 1);
+    assert_logged("notify=2 refused: once or twice is wanted");
 }

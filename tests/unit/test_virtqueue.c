@@ -499,6 +499,24 @@ TEST(a_device_that_says_no_notify_gets_none) {
     tear_down();
 }
 
+TEST(kicked_twice_a_device_is_notified_twice_even_if_it_wants_none) {
+    set_up(SIZE, 0);
+    store16(device.ring.used, 1);
+    virtqueue_kick_twice(queue);
+    assert_int_equal(device.notifies, 0); /* nothing was added */
+    assert_int_equal(add_one(&tokens[0]), 0);
+    assert_int_equal(add_one(&tokens[1]), 0);
+    virtqueue_kick_twice(queue);
+    assert_int_equal(device.notifies, 2);
+    (void)device_take();
+    (void)device_take();
+    virtqueue_kick_twice(queue);
+    assert_int_equal(device.notifies, 2);
+    assert_int_equal(virtqueue_get_stats(queue)->kicks, 1);
+    assert_int_equal(virtqueue_get_stats(queue)->notifies, 2);
+    tear_down();
+}
+
 /* The device asks to be told when the index passes `event`; also across the wrap. */
 TEST(with_event_indices_a_notify_comes_when_the_index_passes_the_event) {
     static const uint16_t starts[] = {0, 5, 65530, 65533};
