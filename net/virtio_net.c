@@ -1,6 +1,8 @@
 /* The virtio-net driver (VIRTIO 1.3, 5.1). See virtio_net.h.
  *
- * A receive buffer, seen from its beginning, which lies at a multiple of its size:
+ * A receive buffer, seen from its beginning, which lies at a multiple of its size, or, if it is
+ * larger than a page, where a page begins behind the headers of a write
+ * (NET_RX_PAGE_BEGINS_BEHIND):
  *
  *   2 bytes      12 bytes            14            from here on at a multiple of 4
  *   ┌───────┬──────────────────┬───────────────┬──────────────────────────────────┐

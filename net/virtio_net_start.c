@@ -8,6 +8,7 @@
 #include "config/limits.h"
 #include "core/config.h"
 #include "core/log.h"
+#include "core/mem/addr.h"
 #include "core/mem/heap.h"
 #include "net/offload.h"
 #include "net/virtio_net.h"
@@ -156,19 +157,29 @@ static int bring_up_queues(struct virtio_net *net) {
     return net->frames != NULL ? 0 : -ENOMEM;
 }
 
+/* How far behind a page's beginning each buffer begins. */
+static size_t buffer_offset_for(size_t buffer_bytes) {
+    enum { BEFORE = BUFFER_PAD + sizeof(struct net_header) + NET_RX_PAGE_BEGINS_BEHIND };
+    _Static_assert(BEFORE < PAGE_BYTES, "the headers lie in the page before");
+    return buffer_bytes >= 2 * PAGE_BYTES ? PAGE_BYTES - BEFORE : 0;
+}
+
+/* One buffer less than there is room for: what it leaves is enough to align the others. */
 static int create_packets(struct virtio_net *net) {
     struct io_buffer *memory = net->transport->node->dma_buffer;
     size_t left = io_buffer_size(memory) - memory->carved;
     net->buffer_bytes = buffer_bytes_for(net->transport->features, left);
     net->packet_count = (unsigned)(left / net->buffer_bytes) - 1;
+    size_t offset = buffer_offset_for(net->buffer_bytes);
+    size_t align = offset > 0 ? PAGE_BYTES : net->buffer_bytes;
     void *buffers = NULL;
     int error =
-        io_buffer_carve(memory, net->packet_count * net->buffer_bytes, net->buffer_bytes, &buffers);
+        io_buffer_carve(memory, offset + net->packet_count * net->buffer_bytes, align, &buffers);
     net->packets = error ? NULL : malloc(net->packet_count * sizeof *net->packets);
     if (net->packets == NULL) {
         return -ENOMEM;
     }
-    net->buffers = buffers;
+    net->buffers = (uint8_t *)buffers + offset;
     net->free_count = net->packet_count;
     return 0;
 }

@@ -113,11 +113,14 @@ void fake_card_set_mtu(uint16_t mtu) {
     memcpy(card.config + CARD_CONFIG_BYTES - sizeof mtu, &mtu, sizeof mtu);
 }
 
-int fake_card_probe(void) {
-    size_t bytes = virtio_net_driver.dma_bytes(&card.transport);
-    assert_int_equal(io_buffer_init(&card.dma, bytes, 4096), 0);
+int fake_card_probe_with(size_t dma_bytes) {
+    assert_int_equal(io_buffer_init(&card.dma, dma_bytes, 4096), 0);
     card.node.dma_buffer = &card.dma;
     return virtio_net_driver.probe(&card.transport);
+}
+
+int fake_card_probe(void) {
+    return fake_card_probe_with(virtio_net_driver.dma_bytes(&card.transport));
 }
 
 void fake_card_unplug(void) {

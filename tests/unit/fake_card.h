@@ -44,6 +44,7 @@ void fake_card_set_up(uint64_t features);
 void fake_card_set_mtu(uint16_t mtu);
 /* The driver's probe, with as much DMA memory as it asks for; and its end, for the next test. */
 int fake_card_probe(void);
+int fake_card_probe_with(size_t dma_bytes);
 void fake_card_unplug(void);
 
 /* Receive buffers that it has and has not filled. */

@@ -4,6 +4,7 @@
 #include <lwip/pbuf.h>
 #include <string.h>
 
+#include "config/limits.h"
 #include "core/config.h"
 #include "core/mem/io_buffer.h"
 #include "core/task/scheduler.h"
@@ -18,7 +19,7 @@ enum { LARGE_BUFFER = 4096 - 2, FRAME_MOST = 65535 + 14 };
 static struct virtio_net *net;
 static uint8_t bytes[80 * 1024];
 
-static void begin(uint64_t features) {
+static void begin_with(uint64_t features, size_t dma_bytes) {
     static bool has_lwip;
     if (!has_lwip) {
         lwip_init(); /* for its pools */
@@ -26,12 +27,16 @@ static void begin(uint64_t features) {
     }
     memset(&net_counters, 0, sizeof net_counters);
     fake_card_set_up(features);
-    assert_int_equal(fake_card_probe(), 0);
+    assert_int_equal(dma_bytes > 0 ? fake_card_probe_with(dma_bytes) : fake_card_probe(), 0);
     net = virtio_net_first();
     assert_non_null(net);
     for (size_t i = 0; i < sizeof bytes; i++) {
         bytes[i] = (uint8_t)(i * 5 + i / 253);
     }
+}
+
+static void begin(uint64_t features) {
+    begin_with(features, 0);
 }
 
 static struct pbuf *receive(void) {
@@ -71,6 +76,42 @@ TEST(a_frame_comes_whole_out_of_as_many_buffers_as_it_takes) {
     expect_frame(FRAME_MOST, 17);
     assert_null(receive());
     fake_card_unplug();
+}
+
+/* A write's payload can go from there to the disk in one piece, aligned as disks like it. */
+TEST(in_large_buffers_a_page_begins_behind_the_headers_of_a_write) {
+    enum { HEADERS = NET_RX_PAGE_BEGINS_BEHIND, PAYLOAD = 4096, FRAMES = 2000 };
+    begin_with(LARGE_RECEIVE, (size_t)9 * 1024 * 1024); /* 1,024 buffers of 8 KiB and the rings */
+    for (unsigned i = 0; i < FRAMES; i++) {
+        fake_card_deliver(bytes, HEADERS + PAYLOAD, 0);
+        struct pbuf *frame = receive();
+        assert_non_null(frame);
+        assert_null(frame->next);
+        assert_int_equal(((uintptr_t)frame->payload + HEADERS) % PAYLOAD, 0);
+        assert_memory_equal(frame->payload, bytes, HEADERS + PAYLOAD);
+        pbuf_free(frame);
+        virtio_net_flush(net);
+    }
+    fake_card_unplug();
+}
+
+TEST(no_buffer_reaches_beyond_the_memory_that_the_driver_has) {
+    for (size_t more = 0; more < 8192; more += 509) {
+        size_t dma_bytes = (size_t)9 * 1024 * 1024 + more;
+        begin_with(LARGE_RECEIVE, dma_bytes);
+        const uint8_t *first = io_buffer_data(&card.dma);
+        while (fake_card_buffers() > 0) {
+            fake_card_deliver(bytes, 8000, 0);
+        }
+        struct pbuf *frame;
+        while ((frame = receive()) != NULL) {
+            const uint8_t *data = frame->payload;
+            assert_true(data >= first && data + 8000 <= first + dma_bytes);
+            pbuf_free(frame);
+        }
+        fake_card_unplug();
+        io_buffer_release(&card.dma);
+    }
 }
 
 /* The device is reset and done with, and nobody asks it any more. */
