@@ -14,5 +14,5 @@ exec qemu-system-@TARGET@ -M virt -cpu rv64 -smp 1 -m 256 -nodefaults -no-user-c
   -global virtio-mmio.force-legacy=false \
   -chardev stdio,id=console,signal=off -serial chardev:console \
   -netdev "user,id=net0,hostfwd=tcp:127.0.0.1:$port-10.0.2.15:10809" \
-  -device virtio-net-device,netdev=net0,tx=timer \
+  -device virtio-net-device,netdev=net0,tx=timer,x-txtimer=1000000000 \
   -drive "if=none,id=disk0,file=$disk,format=raw" -device virtio-blk-device,drive=disk0,serial=disk0

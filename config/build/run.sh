@@ -178,9 +178,10 @@ run_network() {
     *) die "--net $RUN_NET: it is user, tap, passt or socket" ;;
   esac
   # Under emulation a notify runs in the guest's own thread, and a frame can go out within it: the
-  # device sends when it is told a second time, and the guest is to do so.
+  # device sends when it is told a second time, and the guest is to do so. The timer that it sets
+  # meanwhile is long, for QEMU wakes its main loop for one that is due before all others.
   if [[ $RUN_ACCEL == tcg ]]; then
-    RUN_CARD+=,tx=timer
+    RUN_CARD+=,tx=timer,x-txtimer=1000000000
     RUN_ADDRESS+=" notify=twice"
   fi
   if [[ -z $RUN_WHERE ]]; then
