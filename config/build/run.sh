@@ -4,6 +4,7 @@
 
 RUN_STOP_SECONDS=10   # for the guest to drain and flush before QEMU is killed
 RUN_PASST_SECONDS=3   # for passt to open its socket
+RUN_PIN_SECONDS=2     # for QEMU to start the guest's processor
 RUN_DEMO_DISK_SIZE=64M
 
 run_usage() {
@@ -32,6 +33,8 @@ Builds what is out of date, then serves disks at nbd://localhost:10809 until Ctr
   --gw ADDRESS         with tap, passt, socket: the guest's gateway
   --dhcp               with user: the guest asks QEMU for its address instead of being told
 
+  --main-loop-cpus L   processors of this machine, as taskset names them, for QEMU's own thread, which
+                       takes in frames; the guest's processor stays free (default: all)
   --kernel FILE        another image than build/TARGET/platter.elf; nothing is built then
   --qemu WORDS         more words for QEMU, split at blanks; may be repeated
   --restart            after a panic the guest starts anew instead of ending
@@ -52,7 +55,7 @@ run_parse() {
   while (($#)); do
     case $1 in
       --disk | --format | --port | --listen | --memory | --append | --bios | --accel | --aio | --cache | \
-        --net | --tap | --socket | --ip | --gw | --kernel | --qemu | --console-in)
+        --net | --tap | --socket | --ip | --gw | --kernel | --qemu | --console-in | --main-loop-cpus)
         (($# > 1)) || die "run: $1 needs a value; see ./build.sh run --help"
         ;;&
       --disk) RUN_DISKS+=("$2") && RUN_FORMATS+=("$format") ;;
@@ -77,6 +80,7 @@ run_parse() {
         RUN_QEMU_WORDS+=("${words[@]}")
         ;;
       --console-in) RUN_CONSOLE_IN=$2 ;;
+      --main-loop-cpus) RUN_MAIN_LOOP_CPUS=$2 ;;
       --dhcp) RUN_DHCP=yes && shift && continue ;;
       --restart) RUN_APPEND+=" panic=restart" && shift && continue ;;
       --dry-run) RUN_DRY=yes && shift && continue ;;
@@ -116,6 +120,9 @@ run_check() {
     [[ -r $disk ]] || die "--disk $disk: no such file, or not yours to read"
     [[ -w $disk || $RUN_DRIVE == *readonly=on* ]] || die "--disk $disk: not yours to write; add --read-only"
   done
+  # A trial on this shell's own child says whether they are there.
+  [[ -z $RUN_MAIN_LOOP_CPUS ]] || taskset -c "$RUN_MAIN_LOOP_CPUS" true 2>/dev/null ||
+    die "--main-loop-cpus $RUN_MAIN_LOOP_CPUS: no such processors; 0 or 0,2-3 are lists"
   [[ -z $RUN_CONSOLE_IN || -r $RUN_CONSOLE_IN ]] ||
     die "--console-in $RUN_CONSOLE_IN: no such file; for a FIFO: mkfifo $RUN_CONSOLE_IN"
 }
@@ -268,6 +275,19 @@ run_report() { # status
   done
 }
 
+# QEMU's first thread is its main loop. Threads begin where the one that makes them may run, so it is
+# moved when the guest's processor is there.
+run_pin() {
+  local -i tries=$((RUN_PIN_SECONDS * 200))
+  until grep -qs '^CPU ' "/proc/$RUN_QEMU/task/"*/comm; do
+    if ((tries-- == 0)) || ! kill -0 "$RUN_QEMU" 2>/dev/null; then
+      return 0 # it has ended, and says why
+    fi
+    sleep 0.005
+  done
+  taskset -cp "$RUN_MAIN_LOOP_CPUS" "$RUN_QEMU" >/dev/null || say "QEMU's main loop stays where it is."
+}
+
 run_on_exit() {
   if ((${#RUN_HELPERS[@]})); then
     kill "${RUN_HELPERS[@]}" 2>/dev/null || true
@@ -305,7 +325,7 @@ run_qemu() {
 run_main() {
   RUN_DISKS=() RUN_FORMATS=() RUN_HELPERS=() RUN_QEMU_WORDS=()
   RUN_DRIVE='' RUN_APPEND='' RUN_CACHE='' RUN_TAP='' RUN_SOCKET='' RUN_IP='' RUN_GW='' RUN_KERNEL=''
-  RUN_CONSOLE_IN='' RUN_CONSOLE_LOG='' RUN_DHCP='' RUN_ADDRESS='' RUN_CARD='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
+  RUN_CONSOLE_IN='' RUN_MAIN_LOOP_CPUS='' RUN_CONSOLE_LOG='' RUN_DHCP='' RUN_ADDRESS='' RUN_CARD='' RUN_DRY='' RUN_WHERE='' RUN_TERMINAL=''
   RUN_PORT=10809 RUN_LISTEN=127.0.0.1 RUN_MEMORY=256 RUN_BIOS=start RUN_ACCEL=tcg RUN_AIO=threads RUN_NET=user
   RUN_STOPPING=0 RUN_INTERRUPTED=0
 
@@ -333,6 +353,7 @@ run_main() {
     qemu_disk "$index" "${RUN_DISKS[index]}" "${RUN_FORMATS[index]}" \
       "$RUN_DRIVE,aio=$RUN_AIO${RUN_CACHE:+,cache=$RUN_CACHE}"
   done
+  [[ -z $RUN_MAIN_LOOP_CPUS ]] || QEMU+=(-name "platter,debug-threads=on")
   QEMU+=("${RUN_QEMU_WORDS[@]}")
   if [[ -n $RUN_DRY ]]; then
     printf '%s\n' "${QEMU[*]@Q}"
@@ -348,6 +369,7 @@ run_main() {
   RUN_QEMU=$!
   trap run_on_signal INT TERM HUP
   run_forward_input
+  [[ -z $RUN_MAIN_LOOP_CPUS ]] || run_pin
   # A signal ends `wait` early, after its handler; bash keeps QEMU's status until it is asked for.
   RUN_INTERRUPTED=1
   while ((RUN_INTERRUPTED)); do

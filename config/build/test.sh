@@ -165,7 +165,7 @@ test_guest() { # [sleeps]
   rm -f "$TEST_OUT"/guest-disk*.img
   truncate -s 64M "$TEST_OUT/guest-disk0.img"
   truncate -s 8M "$TEST_OUT/guest-disk1.img"
-  qemu_machine "$BUILD/$TARGET/selftest.elf" 256 tcg start "ip=10.0.2.15/24 gw=10.0.2.2 sleeps=$sleeps watchdog=60"
+  qemu_machine "$BUILD/$TARGET/selftest.elf" 256 tcg start "ip=10.0.2.15/24 gw=10.0.2.2 sleeps=$sleeps spin=0 watchdog=60"
   qemu_network user
   qemu_disk 0 "$TEST_OUT/guest-disk0.img" raw ""
   qemu_disk 1 "$TEST_OUT/guest-disk1.img" raw ",readonly=on"

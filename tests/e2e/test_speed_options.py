@@ -1,0 +1,70 @@
+"""What `run` and the keys offer to whom speed matters: that each does what it says, not how fast it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from appliance import ROOT, Appliance
+
+MIB = 1024 * 1024
+
+Launch = Callable[..., Appliance]
+
+
+def qemu_of(appliance: Appliance) -> int:
+    """The process that `run` has become, or that is its child."""
+    found = subprocess.run(
+        ["pgrep", "--full", rf"qemu-system-.*hostfwd=tcp:[0-9.]*:{appliance.port}-"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (pid,) = (int(word) for word in found.stdout.split() if is_qemu(int(word)))
+    return pid
+
+
+def is_qemu(pid: int) -> bool:
+    return os.readlink(f"/proc/{pid}/exe").rpartition("/")[2].startswith("qemu-system-")
+
+
+def test_the_main_loop_keeps_to_its_processors_and_the_guest_has_all(launch: Launch) -> None:
+    first = min(os.sched_getaffinity(0))
+    appliance = launch(MIB, run_options=("--main-loop-cpus", str(first)))
+
+    qemu = qemu_of(appliance)
+    assert os.sched_getaffinity(qemu) == {first}
+    tasks = Path(f"/proc/{qemu}/task").iterdir()
+    (guest,) = (int(it.name) for it in tasks if (it / "comm").read_text().startswith("CPU "))
+    assert os.sched_getaffinity(guest) == os.sched_getaffinity(0)
+
+
+def dry_run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "build.sh"), "run", "--dry-run", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_processors_that_are_not_there_are_refused() -> None:
+    done = dry_run("--main-loop-cpus", "9999")
+
+    assert done.returncode == 1
+    assert "--main-loop-cpus 9999: no such processors" in done.stderr
+
+
+def test_device_and_guest_agree_on_who_sends() -> None:
+    line = dry_run().stdout
+
+    assert re.search(r"'-device' 'virtio-net-device,netdev=net0[^']*,tx=timer,x-txtimer=1000000000'", line)
+    assert re.search(r"'-append' '[^']* notify=twice'", line)
+
+
+@pytest.mark.parametrize("word", ["spin=often", "spin=10001", "notify=thrice"])
+def test_a_value_that_makes_no_sense_is_named(launch: Launch, word: str) -> None:
+    appliance = launch(MIB, append=word)
+
+    appliance.wait_for_console(rf"warning: config: {word} ")
