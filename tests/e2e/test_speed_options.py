@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance import ROOT, Appliance
+from appliance import KERNEL, ROOT, Appliance
 
 MIB = 1024 * 1024
 
@@ -44,9 +44,10 @@ def test_the_main_loop_keeps_to_its_processors_and_the_guest_has_all(launch: Lau
     assert os.sched_getaffinity(guest) == os.sched_getaffinity(0)
 
 
-def dry_run(*options: str) -> subprocess.CompletedProcess[str]:
+def dry_run(*options: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "build.sh"), "run", "--dry-run", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
 def test_processors_that_are_not_there_are_refused() -> None:
@@ -61,6 +62,20 @@ def test_device_and_guest_agree_on_who_sends() -> None:
 
     assert re.search(r"'-device' 'virtio-net-device,netdev=net0[^']*,tx=timer,x-txtimer=1000000000'", line)
     assert re.search(r"'-append' '[^']* notify=twice'", line)
+
+
+@pytest.mark.parametrize(("status", "aio"), [(0, "io_uring"), (1, "threads")])
+def test_io_uring_is_used_where_qemu_can(tmp_path: Path, status: int, aio: str) -> None:
+    qemu = tmp_path / "qemu-system-riscv64"
+    qemu.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\nexit {status}\n')
+    qemu.chmod(0o755)
+    os.utime(qemu, (status, status))  # another QEMU than any before
+    for _ in range(2):
+        line = dry_run("--kernel", str(KERNEL), path=f"{tmp_path}:{os.environ['PATH']}").stdout
+        assert f"format=raw,aio={aio}'" in line
+    # It is asked once, and remembered.
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert "aio=io_uring" in asked
 
 
 @pytest.mark.parametrize("word", ["spin=often", "spin=10001", "notify=thrice"])
