@@ -269,6 +269,15 @@ static void plan_turns(void) {
     }
 }
 
+/* Half of the machines look at their rings for a while where it seems worth it, the others always
+ * sleep at once; half of them tell the interface of their frames twice. */
+static void plan_manners(void) {
+    size_t used = strlen(plan.command_line);
+    (void)snprintf(plan.command_line + used, sizeof plan.command_line - used, "%s%s",
+                   luck_has(500) ? " spin=0" : "",
+                   luck_has(500) ? " notify=twice" : ""); /* they fit */
+}
+
 /* A wire with long frames, of which the appliance says what it does not take; one that stands still
  * for so long that what is sent again is lost, too. */
 static void plan_wire(void) {
@@ -279,6 +288,7 @@ static void plan_wire(void) {
     if (luck_has(150)) {
         plan.net_faults.still = rate();
     }
+    plan_manners(); /* drawn here, they change nothing else of what a seed means */
     luck_resume();
 }
 
