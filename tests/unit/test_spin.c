@@ -128,8 +128,7 @@ TEST(one_wait_for_much_ends_the_spinning) {
 TEST(no_wait_is_spun_where_they_are_long) {
     begin();
     assert_int_equal(sleeps_of(50, 1, LATER_US + 10), 50);
-    assert_int_equal(scheduler_get_stats()->spins_that_found, 0);
-    assert_true(arch_clock_ns() < UNIT_CLOCK_START_NS + UINT64_C(50) * (LATER_US + 20) * NS_PER_US);
+    assert_true(ring.moments < 50 * 10); /* nor in vain: a spin alone has SPIN_AUTO_US of them */
 }
 
 TEST(a_spin_that_finds_nothing_is_not_repeated_at_once) {
