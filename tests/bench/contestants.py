@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,11 +156,15 @@ class Contestant:
         return f"nbd://{address}:{port}/{self.kind.export}"
 
     def start(
-        self, memory_mib: int = MEMORY_MIB, qemu: str = "", timeout_s: float = READY_TIMEOUT_S
+        self,
+        memory_mib: int = MEMORY_MIB,
+        qemu: str = "",
+        timeout_s: float = READY_TIMEOUT_S,
+        more: Sequence[str] = (),
     ) -> float:
-        """Gives the seconds until its first greeting."""
+        """Gives the seconds until its first greeting. `more` are words for its command line."""
         assert self._process is None
-        command = self.kind.command(self.place, self.image, memory_mib, qemu)
+        command = [*self.kind.command(self.place, self.image, memory_mib, qemu), *more]
         with self._log.open("wb") as log:
             started = time.monotonic()
             self._process = subprocess.Popen(
@@ -179,10 +183,14 @@ class Contestant:
 
     @contextlib.contextmanager
     def running(
-        self, memory_mib: int = MEMORY_MIB, qemu: str = "", timeout_s: float = READY_TIMEOUT_S
+        self,
+        memory_mib: int = MEMORY_MIB,
+        qemu: str = "",
+        timeout_s: float = READY_TIMEOUT_S,
+        more: Sequence[str] = (),
     ) -> Iterator[float]:
         """Starts it, gives the seconds until its first greeting, and stops it at the end."""
-        ready_s = self.start(memory_mib, qemu, timeout_s)
+        ready_s = self.start(memory_mib, qemu, timeout_s, more)
         try:
             yield ready_s
         finally:

@@ -122,9 +122,8 @@ def counted(contestant: Contestant, work: Path) -> Iterator[Counter]:
     it would look at its rings instead depends on how long others take."""
     file = work / "counts"
     plugin = build_plugin(work)
-    more = " -fw_cfg name=opt/platter/config,string=spin=0"
-    more = more if contestant.kind.runs_on == "platter" else ""
-    with contestant.running(qemu=f"-plugin {plugin},counts={file}{more}"):
+    more = ("--append", "spin=0") if contestant.kind.runs_on == "platter" else ()
+    with contestant.running(qemu=f"-plugin {plugin},counts={file}", more=more):
         yield Counter(file)
     file.unlink()
 
