@@ -117,11 +117,11 @@
 #define NET_RX_RING_ENTRIES 1024
 #define NET_TX_RING_ENTRIES 1024
 #define NET_RX_BUDGET       NET_RX_RING_ENTRIES
-/* Where a receive buffer has two pages or more, a page begins behind so many bytes of a frame:
- * after the headers of Ethernet, IPv4, TCP and an NBD request, where the payload of a write begins
- * that has come in a frame of its own. What bypasses the host's page cache has to be aligned, or
- * QEMU copies it in a thread of its pool. */
-#define NET_RX_PAGE_BEGINS_BEHIND (14 + 20 + 20 + 28)
+/* Where a receive buffer has two pages or more, a page begins behind the headers of a frame, so
+ * many bytes at most: of Ethernet, IPv4, TCP and an NBD request, after which the payload of a write
+ * begins that has come in a frame of its own. What bypasses the host's page cache has to be
+ * aligned, or QEMU copies it in a thread of its pool. */
+#define NET_RX_PAGE_BEHIND_MAX (14 + 20 + 20 + 32)
 /* Received bytes that all connections together may hold is the receive pool; below this share of
  * free buffers (in 1/8) connections hand on what they have instead of gathering whole requests. */
 #define NET_RX_PRESSURE_EIGHTHS 2

@@ -68,6 +68,10 @@ void net_wake(void) {
     event_signal(&round_event);
 }
 
+void net_expect_headers(size_t bytes) {
+    virtio_net_begin_page(device, ETHERNET_BYTES + HEADERS_BYTES + bytes);
+}
+
 bool net_is_under_pressure(void) {
     return virtio_net_is_short_of_buffers(device);
 }

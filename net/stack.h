@@ -3,6 +3,7 @@
 #define NET_STACK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 struct event;
 
@@ -20,6 +21,10 @@ void net_set_worker(bool (*work)(void *arg), void *arg);
 void net_wake(void);
 /* What net_wake signals, for those that signal by themselves. */
 struct event *net_round(void);
+
+/* What users send from now on, each in a packet of its own, has a header of so many bytes (32, or 4
+ * less): what is behind it begins a page, where receive buffers are large enough for that. */
+void net_expect_headers(size_t bytes);
 
 /* Memory for receiving runs short: readers should consume what they have. */
 bool net_is_under_pressure(void);

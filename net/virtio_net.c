@@ -2,9 +2,9 @@
  *
  * A receive buffer, seen from its beginning, which lies at a multiple of its size, or, if it is
  * larger than a page, where a page begins behind the headers of a write
- * (NET_RX_PAGE_BEGINS_BEHIND):
+ * (virtio_net_begin_page):
  *
- *   2 bytes      12 bytes            14            from here on at a multiple of 4
+ *   2 or 6       12 bytes            14            from here on at a multiple of 4
  *   ┌───────┬──────────────────┬───────────────┬──────────────────────────────────┐
  *   │ pad   │ virtio-net header│ Ethernet      │ IP, TCP, payload                 │
  *   └───────┴──────────────────┴───────────────┴──────────────────────────────────┘
@@ -22,6 +22,7 @@
 
 #include "config/limits.h"
 #include "core/log.h"
+#include "core/panic.h"
 #include "core/task/scheduler.h"
 #include "core/virtio/queue.h"
 #include "net/counters.h"
@@ -39,10 +40,6 @@ enum {
     REFILL_BATCH = 32,
     STATUS_LINK_UP = 1,
 };
-
-static size_t header_room(void) {
-    return BUFFER_PAD + sizeof(struct net_header);
-}
 
 static void packet_free(struct pbuf *pbuf) {
     struct packet *packet = (struct packet *)(void *)pbuf;
@@ -143,8 +140,9 @@ static void refill(struct virtio_net *net) {
     }
     struct packet *packet;
     while (room > 0 && (packet = take_free_packet(net)) != NULL) {
-        if (virtqueue_add_writable(net->receive, packet->buffer + BUFFER_PAD,
-                                   (uint32_t)(net->buffer_bytes - BUFFER_PAD), packet) != 0) {
+        packet->pad = net->pad;
+        if (virtqueue_add_writable(net->receive, packet->buffer + packet->pad,
+                                   (uint32_t)(net->buffer_bytes - packet->pad), packet) != 0) {
             packet_free(&packet->custom.pbuf); /* the ring broke */
             break;
         }
@@ -205,7 +203,7 @@ static struct pbuf *take_rest(struct virtio_net *net, struct pbuf *head, unsigne
     for (unsigned i = 1; i < count; i++) {
         uint32_t written = 0;
         struct packet *packet = virtqueue_take(net->receive, &written);
-        struct pbuf *part = packet != NULL ? packet_pbuf(packet, BUFFER_PAD, written) : NULL;
+        struct pbuf *part = packet != NULL ? packet_pbuf(packet, packet->pad, written) : NULL;
         if (part == NULL) {
             pbuf_free(head);
             return NULL;
@@ -234,7 +232,7 @@ static struct pbuf *take_frame(struct virtio_net *net, uint8_t *flags) {
     if (packet == NULL) {
         return NULL;
     }
-    const struct net_header *header = (const void *)(packet->buffer + BUFFER_PAD);
+    const struct net_header *header = (const void *)(packet->buffer + packet->pad);
     unsigned count = net->has_merged ? header->buffer_count : 1;
     *flags = header->flags;
     if (written < sizeof *header + ETHERNET_BYTES || count < 1 || count > FRAME_BUFFERS_MAX) {
@@ -244,7 +242,8 @@ static struct pbuf *take_frame(struct virtio_net *net, uint8_t *flags) {
         break_device(net);
         return NULL;
     }
-    struct pbuf *frame = packet_pbuf(packet, header_room(), written - sizeof *header);
+    struct pbuf *frame =
+        packet_pbuf(packet, packet->pad + sizeof *header, written - sizeof *header);
     if (count > 1) {
         frame = take_rest(net, frame, count);
     }
@@ -269,6 +268,12 @@ struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok) {
         (flags & (NET_HEADER_NEEDS_CHECKSUM | NET_HEADER_DATA_VALID)) != 0 && net->has_sums_seen;
     net_counters.frames_received++;
     return frame;
+}
+
+void virtio_net_begin_page(struct virtio_net *net, size_t behind_bytes) {
+    size_t pad = BUFFER_PAD + NET_RX_PAGE_BEHIND_MAX - behind_bytes;
+    ASSERT(behind_bytes <= NET_RX_PAGE_BEHIND_MAX && pad <= BUFFER_PAD_MAX);
+    net->pad = pad < net->pad_max ? pad : net->pad_max;
 }
 
 size_t virtio_net_tail_room(const struct pbuf *pbuf) {

@@ -37,6 +37,10 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event);
  */
 struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok);
 
+/* Where buffers have two pages or more: in those that the device gets from now on a page begins so
+ * many bytes behind a frame's beginning, NET_RX_PAGE_BEHIND_MAX or 4 less. */
+void virtio_net_begin_page(struct virtio_net *net, size_t behind_bytes);
+
 /* As pbuf_free of a packet that is no chain; cheaper for what came from the ring. */
 void virtio_net_free(struct pbuf *packet);
 

@@ -31,7 +31,10 @@ struct net_config {
 
 enum {
     SEND_SEGMENTS_MAX = 256,
-    BUFFER_PAD = 2, /* in front of what the device writes, so that IP's header is aligned */
+    /* In front of what the device writes, so that IP's header is aligned; more by a multiple of 4
+     * where what is to begin a page comes earlier (virtio_net_begin_page). */
+    BUFFER_PAD = 2,
+    BUFFER_PAD_MAX = BUFFER_PAD + 4,
     ETHERNET_BYTES = 14,
 };
 
@@ -40,6 +43,7 @@ struct packet {
     struct pbuf_custom custom; /* first: lwIP gives this back */
     struct virtio_net *net;
     uint8_t *buffer;
+    size_t pad; /* as it was when the device got the buffer */
     struct packet *next_free;
 };
 
@@ -55,6 +59,8 @@ struct virtio_net {
     struct packet *free_packets;
     unsigned free_count; /* fresh ones included */
     size_t buffer_bytes;
+    size_t pad; /* of buffers that the device gets from now on */
+    size_t pad_max;
     struct poll_source receive_source;
     struct poll_source send_source;
     struct event *event;

@@ -159,7 +159,7 @@ static int bring_up_queues(struct virtio_net *net) {
 
 /* How far behind a page's beginning each buffer begins. */
 static size_t buffer_offset_for(size_t buffer_bytes) {
-    enum { BEFORE = BUFFER_PAD + sizeof(struct net_header) + NET_RX_PAGE_BEGINS_BEHIND };
+    enum { BEFORE = BUFFER_PAD + sizeof(struct net_header) + NET_RX_PAGE_BEHIND_MAX };
     _Static_assert(BEFORE < PAGE_BYTES, "the headers lie in the page before");
     return buffer_bytes >= 2 * PAGE_BYTES ? PAGE_BYTES - BEFORE : 0;
 }
@@ -181,6 +181,8 @@ static int create_packets(struct virtio_net *net) {
     }
     net->buffers = (uint8_t *)buffers + offset;
     net->free_count = net->packet_count;
+    net->pad = BUFFER_PAD;
+    net->pad_max = offset > 0 ? BUFFER_PAD_MAX : BUFFER_PAD;
     return 0;
 }
 
@@ -204,7 +206,7 @@ static int read_config(struct virtio_net *net) {
 static void bound_mtu(struct virtio_net *net) {
     unsigned ring = virtqueue_size(net->receive);
     unsigned buffers = ring < net->packet_count ? ring : net->packet_count;
-    size_t frame = buffers * (net->buffer_bytes - BUFFER_PAD) - sizeof(struct net_header);
+    size_t frame = buffers * (net->buffer_bytes - net->pad_max) - sizeof(struct net_header);
     size_t most = (frame < UINT16_MAX ? frame : UINT16_MAX) - ETHERNET_BYTES;
     if (net->config.mtu > most) {
         log_info("%s: of an mtu of %u %zu are used", net->transport->node->name, net->config.mtu,

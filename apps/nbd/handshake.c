@@ -9,6 +9,7 @@
 #include "apps/nbd/turn.h"
 #include "core/log.h"
 #include "core/panic.h"
+#include "net/stack.h"
 
 static const char context_allocation[] = "base:allocation";
 
@@ -23,6 +24,9 @@ enum {
     ANSWER_BYTES_MIN = 1024,
 };
 
+_Static_assert(NET_RX_PAGE_BEHIND_MAX == 14 + 20 + 20 + NBD_EXTENDED_REQUEST_BYTES &&
+                   NBD_EXTENDED_REQUEST_BYTES - NBD_REQUEST_BYTES == 4,
+               "the payload of a write begins where a page does");
 _Static_assert(5 * NBD_OPTION_REPLY_BYTES + EXPORT_INFO_BYTES + BLOCK_SIZE_INFO_BYTES + 2 +
                            NBD_EXPORT_NAME_MAX + 2 + DESCRIPTION_BYTES <=
                        ANSWER_BYTES_MIN &&
@@ -144,6 +148,7 @@ static void begin_transmission(struct nbd_connection *connection, const struct n
         return;
     }
     connection->state = NBD_TRANSMISSION;
+    net_expect_headers(nbd_request_bytes(connection->mode));
     nbd_watch_idle(connection);
     log_info("nbd: %s opens export \"%s\"%s", connection->stream->peer, export->name,
              connection->is_read_only && !export->is_read_only ? " read-only" : "");

@@ -12,9 +12,6 @@
 #include "core/panic.h"
 #include "net/counters.h"
 
-_Static_assert(NET_RX_PAGE_BEGINS_BEHIND == 14 + 20 + 20 + NBD_REQUEST_BYTES,
-               "the payload of a write begins where a page does");
-
 /* --- WRITE -------------------------------------------------------------------------------------
  */
 
