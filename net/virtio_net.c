@@ -1,7 +1,7 @@
 /* The virtio-net driver (VIRTIO 1.3, 5.1). See virtio_net.h.
  *
- * A receive buffer, seen from its beginning, which lies at a multiple of its size, or, if it is
- * larger than a page, where a page begins behind the headers of a write
+ * A receive buffer, seen from its beginning, which lies at a multiple of its size, or, if that is
+ * two pages or more, so that a page begins behind the headers of a write
  * (virtio_net_begin_page):
  *
  *   2 or 6       12 bytes            14            from here on at a multiple of 4
