@@ -18,19 +18,18 @@ Launch = Callable[..., Appliance]
 
 
 def qemu_of(appliance: Appliance) -> int:
-    """The process that `run` has become, or that is its child."""
-    found = subprocess.run(
-        ["pgrep", "--full", rf"qemu-system-.*hostfwd=tcp:[0-9.]*:{appliance.port}-"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (pid,) = (int(word) for word in found.stdout.split() if is_qemu(int(word)))
+    """The process that `run` has started for it."""
+    (pid,) = (int(it.name) for it in Path("/proc").glob("[0-9]*") if is_qemu_of(it, appliance))
     return pid
 
 
-def is_qemu(pid: int) -> bool:
-    return os.readlink(f"/proc/{pid}/exe").rpartition("/")[2].startswith("qemu-system-")
+def is_qemu_of(process: Path, appliance: Appliance) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # gone meanwhile
+    forwards = any(f":{appliance.port}-".encode() in word for word in words)
+    return words[0].startswith(b"qemu-system-") and forwards
 
 
 def test_the_main_loop_keeps_to_its_processors_and_the_guest_has_all(launch: Launch) -> None:
