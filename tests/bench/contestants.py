@@ -106,7 +106,12 @@ def _host_qemu_nbd_native(place: Place, image: Path, memory_mib: int, qemu: str)
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("platter", "the appliance as `run` starts it: io_uring, else threads", "platter", _appliance),
+        Kind(
+            "platter",
+            "the appliance as `run` starts it: io_uring, else threads",
+            "platter",
+            _appliance,
+        ),
         Kind(
             "platter-native",
             "the appliance, aio=native,cache=none",

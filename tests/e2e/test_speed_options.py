@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
+import shlex
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from appliance import KERNEL, ROOT, Appliance
+from appliance import KERNEL, ROOT, Appliance, free_port, make_disk
 
 MIB = 1024 * 1024
+# What `run` gives QEMU's device, and tells the guest.
+SENDS_WHEN_TOLD_TWICE = ",tx=timer,x-txtimer=1000000000"
+TELLS_TWICE = " notify=twice"
 
 Launch = Callable[..., Appliance]
 
@@ -59,8 +66,39 @@ def test_processors_that_are_not_there_are_refused() -> None:
 def test_device_and_guest_agree_on_who_sends() -> None:
     line = dry_run().stdout
 
-    assert re.search(r"'-device' 'virtio-net-device,netdev=net0[^']*,tx=timer,x-txtimer=1000000000'", line)
-    assert re.search(r"'-append' '[^']* notify=twice'", line)
+    assert re.search(rf"'-device' 'virtio-net-device,netdev=net0[^']*{SENDS_WHEN_TOLD_TWICE}'", line)
+    assert re.search(rf"'-append' '[^']*{TELLS_TWICE}'", line)
+
+
+def has_greeted(uri: str) -> bool:
+    return subprocess.run(["nbdinfo", "--size", uri], capture_output=True).returncode == 0
+
+
+def test_a_device_that_sends_by_itself_serves_too(tmp_path: Path) -> None:
+    """QEMU as somebody starts it who knows of neither, or with KVM."""
+    port = free_port()
+    disk = make_disk(tmp_path / "disk", MIB, b"y" * MIB)
+    line = dry_run("--kernel", str(KERNEL), "--port", str(port), "--disk", str(disk)).stdout
+    line = re.sub(r",logfile=[^']*", "", line)
+    command = shlex.split(line.replace(SENDS_WHEN_TOLD_TWICE, "").replace(TELLS_TWICE, ""))
+    assert not any("tx=" in word or "notify" in word for word in command)
+    uri = f"nbd://127.0.0.1:{port}"
+    copy = tmp_path / "copy"
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=pipe, stdout=null, cwd=ROOT) as qemu:
+        try:
+            deadline = time.monotonic() + 20
+            while not has_greeted(uri) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            subprocess.run(["nbdcopy", uri, str(copy)], check=True, timeout=30)
+            assert copy.read_bytes() == b"y" * MIB
+            assert qemu.stdin is not None
+            qemu.stdin.write(b"\x03")
+            qemu.stdin.flush()
+            assert qemu.wait(20) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                qemu.kill()
 
 
 @pytest.mark.parametrize(("status", "aio"), [(0, "io_uring"), (1, "threads")])
@@ -68,7 +106,8 @@ def test_io_uring_is_used_where_qemu_can(tmp_path: Path, status: int, aio: str) 
     qemu = tmp_path / "qemu-system-riscv64"
     qemu.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\nexit {status}\n')
     qemu.chmod(0o755)
-    os.utime(qemu, (status, status))  # another QEMU than any before
+    changed_s = random.randrange(1 << 31)
+    os.utime(qemu, (changed_s, changed_s))  # another QEMU than any before
     for _ in range(2):
         line = dry_run("--kernel", str(KERNEL), path=f"{tmp_path}:{os.environ['PATH']}").stdout
         assert f"format=raw,aio={aio}'" in line
