@@ -142,6 +142,13 @@
  * acknowledgements and probes of closed windows, wait for room, so many of them; what comes on top
  * is lost, as a wire loses frames. */
 #define NET_KEPT_FRAMES 128
+/* So long after a frame of a connection that lwIP has made others may go the same way past it: what
+ * lwIP does for its neighbours by and by (it asks whether they are still there) happens as often.
+ */
+#define NET_WAY_MS 1000
+/* First buffers of segments, of a hundred bytes, that are kept for the next ones, for each
+ * connection: there are more at a time only where it sends much, and they cost little then. */
+#define NET_HEADS_KEPT 4
 /* A stream that was closed has this long to get its last bytes to the peer. */
 #define NET_CLOSE_TIMEOUT_MS 10000
 

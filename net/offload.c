@@ -78,3 +78,14 @@ void net_offload_fill(const struct net_offload *offload, uint8_t *frame, size_t 
         header->header_bytes = (uint16_t)(header->checksum_start + tcp_bytes);
     }
 }
+
+void net_offload_fill_tcp(struct net_header *header, uint16_t cut_bytes) {
+    header->flags = NET_HEADER_NEEDS_CHECKSUM;
+    header->checksum_start = ETHERNET_BYTES + IPV4_BYTES_MIN;
+    header->checksum_offset = TCP_CHECKSUM;
+    if (cut_bytes != 0) {
+        header->gso_type = NET_HEADER_GSO_TCPV4;
+        header->gso_size = cut_bytes;
+        header->header_bytes = ETHERNET_BYTES + IPV4_BYTES_MIN + TCP_BYTES_MIN;
+    }
+}

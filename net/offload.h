@@ -40,4 +40,9 @@ struct net_offload {
 void net_offload_fill(const struct net_offload *offload, uint8_t *frame, size_t bytes,
                       struct net_header *header);
 
+/* The same for a TCP segment over IPv4, both without options, whose sum over the pseudo header is
+ * where it belongs: `header`, all zeroes, says that the device completes it and, unless it is 0,
+ * cuts the payload into pieces of `cut_bytes`. */
+void net_offload_fill_tcp(struct net_header *header, uint16_t cut_bytes);
+
 #endif

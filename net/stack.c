@@ -165,11 +165,15 @@ static void retry(void) {
     }
 }
 
-/* Only TCP's are cut; and only in them are the hints TCP's. */
-static uint16_t cut_bytes(const struct netif *netif, const struct pbuf *frame) {
+/* Only in TCP's are the hints TCP's. */
+static bool is_tcp(const struct pbuf *frame) {
     const uint8_t *ip = (const uint8_t *)frame->payload + ETHERNET_BYTES;
-    bool is_tcp = frame->len >= ETHERNET_BYTES + HEADERS_BYTES && ip[9] == IP_PROTO_TCP;
-    return is_tcp ? tcp_stream_cut_bytes(netif->hints) : UNCUT;
+    return frame->len >= ETHERNET_BYTES + HEADERS_BYTES && ip[9] == IP_PROTO_TCP;
+}
+
+/* Only TCP's are cut. */
+static uint16_t cut_bytes(const struct netif *netif, const struct pbuf *frame) {
+    return is_tcp(frame) ? tcp_stream_cut_bytes(netif->hints) : UNCUT;
 }
 
 static err_t link_output(struct netif *netif, struct pbuf *frame) {
@@ -180,6 +184,10 @@ static err_t link_output(struct netif *netif, struct pbuf *frame) {
         net_counters.send_ring_full++;
     } else {
         error = virtio_net_send(device, frame, cut_bytes(netif, frame));
+    }
+    if (error == 0 && is_tcp(frame)) {
+        bool device_sums = (netif->chksum_flags & NETIF_CHECKSUM_GEN_TCP) == 0;
+        tcp_stream_has_sent(netif->hints, frame, device_sums);
     }
     bool has_gone = error == 0 || (error == -EAGAIN && keep_frame(frame));
     return has_gone ? ERR_OK : error == -EAGAIN ? ERR_MEM : ERR_IF;
@@ -236,6 +244,7 @@ static void take_in(struct pbuf *frame, bool checksum_ok) {
                    bytes[13] == 0x00 && is_our_address(bytes);
     if (!is_ours) {
         set_checksum_checks(!checksum_ok);
+        tcp_streams_forget_ways(); /* it may be ARP's, and a neighbour another */
         if (frame->next != NULL || ethernet_input(frame, &interface) != ERR_OK) {
             net_counters.receive_dropped++;
             pbuf_free(frame);
@@ -276,10 +285,12 @@ static void follow_link(void) {
 }
 
 static void link_changed(struct netif *netif) {
+    tcp_streams_forget_ways();
     log_info("net: link is %s", netif_is_link_up(netif) ? "up" : "down");
 }
 
 static void status_changed(struct netif *netif) {
+    tcp_streams_forget_ways();
     if (net_is_up()) {
         char address[IP4ADDR_STRLEN_MAX];
         char mask[IP4ADDR_STRLEN_MAX];

@@ -7,6 +7,17 @@
 #include "net/stream.h"
 
 struct tcp_pcb;
+struct tcp_seg;
+
+/* The way of a connection's frames, as the last one that lwIP has sent went. */
+#define TCP_WAY_BYTES (14 + 20)
+struct tcp_way {
+    uint64_t until_ns;              /* known so long */
+    uint8_t headers[TCP_WAY_BYTES]; /* Ethernet's and IPv4's, without lengths and checksums */
+    uint32_t ip_sum;                /* of their words */
+    uint32_t pseudo_sum;            /* of TCP's pseudo header, without the length */
+    bool device_sums;               /* the device completes checksums */
+};
 
 struct tcp_stream {
     struct stream stream; /* first: the operations cast back */
@@ -39,6 +50,7 @@ struct tcp_stream {
     uint64_t close_deadline_ns;
     uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */
     uint64_t frames_at_death; /* sent by the device's count when the connection ended */
+    struct tcp_way way;
     struct tcp_stream *next;
 };
 
@@ -68,6 +80,20 @@ void tcp_stream_release_marks(struct tcp_stream *tcp, uint64_t up_to);
 /* lwIP's persist timer cuts the segment that a small window has no room for, and reckons with every
  * length in its chain, which tcp_send.c does not keep up to date. */
 void tcp_stream_mend_lengths(const struct tcp_pcb *pcb);
+
+/* --- tcp_output.c --- */
+
+/* A segment that follows all that is queued, with headers and no payload yet, in nobody's list.
+ * NULL when memory is short. */
+struct tcp_seg *tcp_segment_begin(const struct tcp_stream *tcp);
+/* A stream is gone: memory that is kept for segments goes with it. */
+void tcp_segments_are_fewer(void);
+/* Sends the first of what waits, if it is no more than the next bytes and its way is known. False
+ * leaves it as it was, for lwIP. */
+bool tcp_output_next(struct tcp_stream *tcp);
+/* A frame of the stream's that lwIP has made and the device has got. `device_sums`: it completes
+ * the checksums. */
+void tcp_way_learn(struct tcp_stream *tcp, const struct pbuf *frame, bool device_sums);
 
 /* --- tcp_input.c --- */
 

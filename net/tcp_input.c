@@ -144,8 +144,7 @@ static void acknowledge(struct tcp_stream *tcp, uint32_t ackno) {
         pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen - pbuf_clen(segment->p));
         bytes += segment->len;
         virtio_net_free_sent(segment->p);
-        segment->p = NULL;
-        tcp_seg_free(segment);
+        memp_free(MEMP_TCP_SEG, segment);
     }
     pcb->rtime = pcb->unacked == NULL ? -1 : 0;
     pcb->polltmr = 0;
@@ -228,7 +227,7 @@ __attribute__((noinline)) bool tcp_input_continue(struct pbuf *packet, const str
     }
     take_window(tcp, header);
     if (bytes == 0) {
-        pbuf_free(packet);
+        virtio_net_free(packet);
         return true;
     }
     if ((pcb->flags & TF_ACK_DELAY) != 0) {

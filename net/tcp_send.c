@@ -1,7 +1,7 @@
 /* What a stream sends, by reference, and until when it is needed. See tcp_connection.h.
  *
- * Replies are appended to the segment that is being gathered, past lwIP; what begins a segment, or
- * is larger than one, goes through tcp_write. */
+ * Replies are appended to the segment that is being gathered, past lwIP, or begin one; what is
+ * larger than one, or comes while others wait, goes through tcp_write. */
 #include <lwip/priv/tcp_priv.h>
 #include <lwip/tcp.h>
 #include <stddef.h>
@@ -63,6 +63,31 @@ static bool fits_newest(const struct tcp_stream *tcp, size_t bytes, unsigned buf
     return newest.stream == tcp && bytes <= newest.room && buffers < newest.buffers_left;
 }
 
+/* A new segment, when nothing waits to be sent that comes before it. It is what tcp_write would
+ * make. */
+static bool begin_newest(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    if (pcb == NULL || pcb->unsent != NULL || pcb->state != ESTABLISHED ||
+        bytes > segment_limit(pcb) || bytes > tcp_sndbuf(pcb) ||
+        pcb->snd_queuelen + buffers + 1 >= TCP_SND_QUEUELEN) {
+        return false;
+    }
+    struct tcp_seg *segment = tcp_segment_begin(tcp);
+    if (segment == NULL) {
+        return false;
+    }
+    pcb->unsent = segment;
+    pcb->snd_queuelen++;
+    tcp->needs_output = true;
+    remember_newest(tcp);
+    return true;
+}
+
+/* Room in a segment that has not left yet, for `bytes` more in so many buffers. */
+static bool makes_room(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
+    return fits_newest(tcp, bytes, buffers) || begin_newest(tcp, bytes, buffers);
+}
+
 /* Of the lengths in the chain that lwIP keeps up to date, those between the first and the last
  * buffer are read by nobody but pbuf_copy, to which they only must not look like the end of a
  * packet. */
@@ -88,11 +113,22 @@ static void newest_has_grown(struct tcp_stream *tcp, size_t bytes, unsigned buff
     tcp->sent += bytes;
 }
 
+/* A segment begun for what then found no memory. */
+static void give_up_empty(struct tcp_stream *tcp) {
+    struct tcp_seg *segment = newest.segment;
+    if (segment->len == 0) {
+        tcp->pcb->unsent = NULL;
+        tcp->pcb->snd_queuelen--;
+        tcp_seg_free(segment);
+        tcp_stream_forget_newest();
+    }
+}
+
 /* What tcp_write does, at a third of the cost, for the case that nearly all replies are: the bytes
  * fit into the newest segment. */
 static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t bytes) {
     unsigned buffers = 0;
-    if (!fits_newest(tcp, bytes, 1)) {
+    if (!makes_room(tcp, bytes, 1)) {
         return false;
     }
     if ((const char *)newest.last->payload + newest.last->len == data &&
@@ -102,6 +138,7 @@ static bool append_to_newest(struct tcp_stream *tcp, const void *data, size_t by
     } else {
         struct pbuf *part = pbuf_alloc(PBUF_RAW, (u16_t)bytes, PBUF_ROM);
         if (part == NULL) {
+            give_up_empty(tcp);
             return false;
         }
         part->payload = (void *)(uintptr_t)data; /* lwIP only reads what it sends */
@@ -189,7 +226,7 @@ bool tcp_stream_send_whole(struct stream *stream, struct segment header, struct 
     struct tcp_stream *tcp = of(stream);
     size_t bytes = (size_t)header.length + data.length;
     unsigned buffers = header.length > 0 ? 2 : 1;
-    if (!fits_newest(tcp, bytes, buffers)) {
+    if (!makes_room(tcp, bytes, buffers)) {
         return false;
     }
     if (header.length > 0) {

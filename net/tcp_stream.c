@@ -328,10 +328,16 @@ static void tell_consumed(struct tcp_stream *tcp) {
 
 static void stream_flush(struct stream *stream) {
     struct tcp_stream *tcp = of(stream);
-    if (tcp->needs_output && tcp->pcb != NULL) {
-        tcp->needs_output = false;
-        tcp_stream_forget_newest();
-        (void)tcp_output(tcp->pcb); /* what could not go now goes with the next acknowledgement */
+    struct tcp_pcb *pcb = tcp->pcb;
+    if (!tcp->needs_output || pcb == NULL) {
+        return;
+    }
+    tcp->needs_output = false;
+    tcp_stream_forget_newest();
+    while (pcb->unsent != NULL && tcp_output_next(tcp)) {
+    }
+    if (pcb->unsent != NULL || (pcb->flags & TF_ACK_NOW) != 0) {
+        (void)tcp_output(pcb); /* what could not go now goes with the next acknowledgement */
     }
 }
 
@@ -465,6 +471,7 @@ static void remove_stream(struct tcp_stream *tcp) {
     *link = tcp->next;
     tcp_input_remove(tcp);
     count_streams(-1);
+    tcp_segments_are_fewer();
     free(tcp);
 }
 
@@ -480,14 +487,33 @@ static uint16_t longest_segment(uint16_t taken) {
                              : sizes.large_segment_bytes;
 }
 
-uint16_t tcp_stream_cut_bytes(const struct netif_hint *hints) {
+/* NULL for a reset, what has waited for an answer to ARP, and a connection that has no stream. */
+static struct tcp_stream *with_hints(const struct netif_hint *hints) {
     if (hints == NULL) {
-        return CUT_BYTES_MIN; /* a reset, or what has waited for an answer to ARP */
+        return NULL;
     }
     const struct tcp_pcb *pcb =
         (const void *)((const char *)hints - offsetof(struct tcp_pcb, netif_hints));
-    const struct tcp_stream *tcp = pcb->callback_arg;
+    return pcb->callback_arg;
+}
+
+uint16_t tcp_stream_cut_bytes(const struct netif_hint *hints) {
+    const struct tcp_stream *tcp = with_hints(hints);
     return tcp != NULL ? tcp->cut_bytes : CUT_BYTES_MIN;
+}
+
+void tcp_stream_has_sent(const struct netif_hint *hints, const struct pbuf *frame,
+                         bool device_sums) {
+    struct tcp_stream *tcp = with_hints(hints);
+    if (tcp != NULL) {
+        tcp_way_learn(tcp, frame, device_sums);
+    }
+}
+
+void tcp_streams_forget_ways(void) {
+    for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
+        tcp->way.until_ns = 0;
+    }
 }
 
 static err_t accepted(void *arg, struct tcp_pcb *pcb, err_t error) {

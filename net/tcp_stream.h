@@ -24,9 +24,17 @@ struct tcp_stream_sizes {
 void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);
 
 struct netif_hint;
+struct pbuf;
 /* How much payload the peer takes in each of the segments that the device cuts a TCP frame into.
  * lwIP's `hints` are those of the connection that sends it; NULL where that is not known. */
 uint16_t tcp_stream_cut_bytes(const struct netif_hint *hints);
+
+/* A frame that lwIP has sent for the connection with these hints: later ones may go the same way.
+ * `device_sums`: the device completes checksums. */
+void tcp_stream_has_sent(const struct netif_hint *hints, const struct pbuf *frame,
+                         bool device_sums);
+/* Neighbours, the link or our address may have changed. */
+void tcp_streams_forget_ways(void);
 
 /* When the device has room again, until it has none: streams that it refused try once more, in
  * turns. One that fills the ring is last the next time, one that found it full is first. */
@@ -37,7 +45,6 @@ void tcp_streams_retry_closed(void);
 void tcp_streams_run(void);
 
 struct netif;
-struct pbuf;
 
 /* Takes an IP packet that was received on `netif` if it is no more than the next bytes of a stream,
  * and returns true; false leaves the packet as it was, for lwIP. `is_sum_known`: the device vouches

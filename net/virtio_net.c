@@ -68,11 +68,12 @@ void virtio_net_note_freed(struct pbuf *note) {
 void virtio_net_free_sent(struct pbuf *frame) {
     while (frame != NULL && frame->ref == 1) {
         struct pbuf *next = frame->next;
-        bool is_note =
-            (frame->flags & PBUF_FLAG_IS_CUSTOM) != 0 &&
-            ((struct pbuf_custom *)(void *)frame)->custom_free_function == virtio_net_note_freed;
-        if (is_note) {
+        if ((frame->flags & PBUF_FLAG_IS_CUSTOM) != 0) {
+            pbuf_free_custom_fn give = ((struct pbuf_custom *)(void *)frame)->custom_free_function;
             frame->ref = 0;
+            if (give != virtio_net_note_freed) {
+                give(frame);
+            }
         } else {
             frame->next = NULL;
             pbuf_free(frame);
@@ -80,7 +81,7 @@ void virtio_net_free_sent(struct pbuf *frame) {
         frame = next;
     }
     if (frame != NULL) {
-        pbuf_free(frame);
+        frame->ref--;
     }
 }
 
@@ -185,7 +186,9 @@ void virtio_net_flush(struct virtio_net *net) {
         return;
     }
     kick_send(net);
-    virtio_net_reclaim(net);
+    if (net->reclaimed != net->sent) {
+        virtio_net_reclaim(net);
+    }
     refill(net);
 }
 
@@ -308,12 +311,50 @@ static int put_in(struct virtio_net *net, struct pbuf *frame, unsigned count) {
     return error;
 }
 
+/* Where it is to lie: in front of the frame, whose buffer has the room. */
+static struct net_header *header_of(const struct pbuf *frame) {
+    return (struct net_header *)(void *)((uint8_t *)frame->payload - sizeof(struct net_header));
+}
+
+static unsigned segments_max(const struct virtio_net *net) {
+    unsigned ring = virtqueue_size(net->send);
+    return ring < SEND_SEGMENTS_MAX ? ring : SEND_SEGMENTS_MAX;
+}
+
+/* Lists what the frame consists of; 0 when that is more than `most` pieces. */
+static unsigned gather(struct virtio_net *net, const struct pbuf *frame, unsigned most) {
+    unsigned count = 0;
+    net->segments[count++] =
+        (struct segment){header_of(frame), frame->len + (uint32_t)sizeof(struct net_header)};
+    for (const struct pbuf *part = frame->next; part != NULL; part = part->next) {
+        if (count == most) {
+            return 0;
+        }
+        net->segments[count++] = (struct segment){part->payload, part->len};
+    }
+    return count;
+}
+
+bool virtio_net_send_tcp(struct virtio_net *net, struct pbuf *frame, uint16_t cut_bytes) {
+    unsigned count = net->is_broken ? 0 : gather(net, frame, segments_max(net));
+    struct net_header *header = header_of(frame);
+    *header = (struct net_header){0};
+    if (virtio_has(net->transport, VIRTIO_NET_F_CSUM)) {
+        net_offload_fill_tcp(header,
+                             virtio_has(net->transport, VIRTIO_NET_F_HOST_TSO4) ? cut_bytes : 0);
+    }
+    if (count == 0 || put_in(net, frame, count) != 0) {
+        return false;
+    }
+    net_counters.frames_sent++;
+    return true;
+}
+
 int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment_bytes) {
     if (net->is_broken) {
         return -EIO;
     }
-    unsigned ring = virtqueue_size(net->send);
-    unsigned most = ring < SEND_SEGMENTS_MAX ? ring : SEND_SEGMENTS_MAX;
+    unsigned most = segments_max(net);
     if (!has_headroom(frame) || pbuf_clen(frame) > most) {
         /* A chain too long for the device, or a foreign buffer: rare, so it may cost a copy. */
         struct pbuf *copy = pbuf_clone(PBUF_LINK, PBUF_RAM, frame);
@@ -325,18 +366,12 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
         pbuf_free(copy);
         return error;
     }
-    struct segment *segments = net->segments;
-    unsigned count = 0;
-    struct net_header *header =
-        (struct net_header *)(void *)((uint8_t *)frame->payload - sizeof(struct net_header));
+    struct net_header *header = header_of(frame);
     struct net_offload offload = {.checksums = virtio_has(net->transport, VIRTIO_NET_F_CSUM),
                                   .segments = virtio_has(net->transport, VIRTIO_NET_F_HOST_TSO4),
                                   .segment_bytes = segment_bytes};
     net_offload_fill(&offload, frame->payload, frame->len, header);
-    segments[count++] = (struct segment){header, frame->len + (uint32_t)sizeof *header};
-    for (const struct pbuf *part = frame->next; part != NULL; part = part->next) {
-        segments[count++] = (struct segment){part->payload, part->len};
-    }
+    unsigned count = gather(net, frame, most);
     int error = put_in(net, frame, count);
     if (error != 0) {
         /* Perhaps only because nobody has looked what the device has read since. */
@@ -446,6 +481,7 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event) {
                                             .pending = send_pending,
                                             .arm = send_arm,
                                             .disarm = send_disarm,
+                                            .is_wanted = &net->wants_room,
                                             .arg = net,
                                             .event = event};
     virtqueue_watch(net->receive, &net->receive_source);

@@ -57,6 +57,12 @@ size_t virtio_net_tail_room(const struct pbuf *packet);
  * `segment_bytes`. -EAGAIN when the ring is full: nothing happened. */
 int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment_bytes);
 
+/* The same for a TCP segment over IPv4 without options, with room for the virtio header in front of
+ * its first byte; with checksum offload its checksum is that of the pseudo header. `cut_bytes` is 0
+ * when it is not to be cut. False, and nothing happened, when there is no room: virtio_net_send
+ * says more. */
+bool virtio_net_send_tcp(struct virtio_net *net, struct pbuf *frame, uint16_t cut_bytes);
+
 /* After a batch: releases what was sent, gives free buffers back to the device, and notifies it
  * once for each direction. */
 void virtio_net_flush(struct virtio_net *net);
