@@ -133,7 +133,8 @@ bool log_is_waiting(void) {
     return sink_write != NULL && ring_tail != ring_head;
 }
 
-bool log_drain(size_t budget) {
+/* Out of line: there is seldom anything to write. */
+__attribute__((noinline)) static bool drain(size_t budget) {
     if (is_line_torn && sink_write != NULL) {
         if (sink_write(sink_arg, "\n", 1) == 0) {
             return false;
@@ -158,6 +159,10 @@ bool log_drain(size_t budget) {
         budget -= run;
     }
     return log_is_waiting();
+}
+
+bool log_drain(size_t budget) {
+    return (is_line_torn || ring_tail != ring_head) && drain(budget);
 }
 
 void log_flush(void) {

@@ -254,8 +254,7 @@ static bool take_request(struct nbd_connection *connection) {
     size_t bytes = nbd_request_bytes(connection->mode);
     uint8_t copy[NBD_EXTENDED_REQUEST_BYTES + FILTER_BYTES];
     struct nbd_request_header header;
-    const uint8_t *there = stream->ops->front(stream, bytes);
-    connection->is_short = there == NULL && stream->ops->received(stream) < bytes;
+    connection->is_short = stream->ops->received(stream) < bytes;
     if (connection->free_requests == NULL || connection->is_short) {
         connection->awaits_requests = !connection->is_short;
         return false;
@@ -263,8 +262,7 @@ static bool take_request(struct nbd_connection *connection) {
     if (connection->turn_left == 0 && !nbd_turn_begins(connection)) {
         return false;
     }
-    nbd_decode_request(there != NULL ? there : look_at(stream, bytes, copy), connection->mode,
-                       &header);
+    nbd_decode_request(look_at(stream, bytes, copy), connection->mode, &header);
     uint32_t magic =
         connection->mode == NBD_EXTENDED ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC;
     if (header.magic != magic) {
@@ -325,7 +323,9 @@ static bool take_step(struct nbd_connection *connection) {
 bool nbd_transmission_run(struct nbd_connection *connection) {
     unsigned budget = REQUESTS_PER_ROUND;
     connection->awaits_requests = connection->state != NBD_TRANSMISSION;
-    take_finished(connection);
+    if (connection->finished_first != NULL) {
+        take_finished(connection);
+    }
     while (budget > 0 && connection->state == NBD_TRANSMISSION && take_step(connection)) {
         budget--;
     }

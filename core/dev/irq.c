@@ -2,10 +2,12 @@
 #include "core/dev/irq.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "core/log.h"
 
 struct irq_handler {
+    struct irq_handler *next_at_place;
     const char *name;
     struct irq_controller *controller;
     unsigned source;
@@ -16,12 +18,19 @@ struct irq_handler {
 
 static struct irq_controller *controllers;
 static struct irq_handler handlers[IRQ_HANDLERS_MAX];
+/* By their sources, so that one interrupt does not ask for everybody's. */
+enum { PLACES = 16 };
+static struct irq_handler *places[PLACES];
 static unsigned handler_count;
 static uint64_t spurious;
 
 void irq_add_controller(struct irq_controller *controller) {
     controller->next = controllers;
     controllers = controller;
+}
+
+static struct irq_handler **place_of(unsigned source) {
+    return &places[source % PLACES];
 }
 
 int irq_register(const struct device_node *node, bool (*handler)(void *arg), void *arg) {
@@ -39,19 +48,23 @@ int irq_register(const struct device_node *node, bool (*handler)(void *arg), voi
         return log_error(-ENOSPC, "%s: %u interrupt handlers are the limit", node->name,
                          IRQ_HANDLERS_MAX);
     }
-    handlers[handler_count++] = (struct irq_handler){.name = node->name,
-                                                     .controller = controller,
-                                                     .source = source,
-                                                     .handle = handler,
-                                                     .arg = arg};
+    struct irq_handler **place = place_of(source);
+    struct irq_handler *added = &handlers[handler_count++];
+    *added = (struct irq_handler){.next_at_place = *place,
+                                  .name = node->name,
+                                  .controller = controller,
+                                  .source = source,
+                                  .handle = handler,
+                                  .arg = arg};
+    *place = added;
     controller->enable(controller, source);
     return 0;
 }
 
 static void handle(const struct irq_controller *controller, unsigned source) {
     bool known = false;
-    for (unsigned i = 0; i < handler_count; i++) {
-        struct irq_handler *handler = &handlers[i];
+    for (struct irq_handler *handler = *place_of(source); handler != NULL;
+         handler = handler->next_at_place) {
         if (handler->controller == controller && handler->source == source &&
             handler->handle(handler->arg)) {
             handler->count++;
@@ -90,6 +103,7 @@ uint64_t irq_spurious(void) {
 #ifdef PLATTER_HOST
 void irq_forget(void) {
     handler_count = 0;
+    memset(places, 0, sizeof places);
     controllers = NULL;
     spurious = 0;
 }

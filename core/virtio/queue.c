@@ -503,6 +503,7 @@ bool virtqueue_has_completed(const struct virtqueue *queue) {
 void virtqueue_watch(const struct virtqueue *queue, struct poll_source *source) {
     source->written = &queue->used->index;
     source->taken = &queue->used_seen;
+    source->event_index = queue->has_event_idx ? queue->used_event : NULL;
 }
 
 static void *break_queue(struct virtqueue *queue, const char *what, uint32_t id, uint32_t length) {

@@ -81,7 +81,8 @@ void *virtqueue_take(struct virtqueue *queue, uint32_t *length);
 
 /* True when the device left something to take, or broke the queue: memory loads only. */
 bool virtqueue_has_completed(const struct virtqueue *queue);
-/* The two indices that this compares, for a poll source. */
+/* The two indices that this compares, and what virtqueue_arm writes where it is an index, for a
+ * poll source. */
 struct poll_source;
 void virtqueue_watch(const struct virtqueue *queue, struct poll_source *source);
 
