@@ -339,6 +339,7 @@ static void net_task(void *unused) {
         if (tcp_streams_acknowledge()) {
             virtio_net_flush(device);
         }
+        virtio_net_let_acks_wait(device, tcp_streams_await_no_acks());
         (void)task_wait(&round_event, next_deadline()); /* either way: a round */
     }
 }

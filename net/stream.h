@@ -45,6 +45,13 @@ enum stream_state {
     STREAM_DEAD,        /* nothing goes either way; only close is left */
 };
 
+/* What acknowledgements, ours and the peer's, can wait for. */
+enum stream_outlook {
+    STREAM_MAY_REPLY,   /* at first */
+    STREAM_WILL_REPLY,  /* soon: ours wait for it */
+    STREAM_HAS_REPLIED, /* to all that was asked: it need not hear of the peer's at once */
+};
+
 struct stream_ops {
     /* Received and not yet consumed. */
     size_t (*received)(const struct stream *stream);
@@ -74,8 +81,8 @@ struct stream_ops {
                        struct stream_parcel *parcel);
     /* Everything accepted so far goes out now. */
     void (*flush)(struct stream *stream);
-    /* While a reply is expected soon, acknowledgements wait for it. */
-    void (*expect_reply)(struct stream *stream, bool expected);
+    /* What the owner will do, until it says something else. */
+    void (*expect)(struct stream *stream, enum stream_outlook outlook);
     /* Memory for receiving runs short: readers should consume what they have. */
     bool (*is_under_pressure)(const struct stream *stream);
     /* Ends the stream and frees it, at once (`abort`) or after the peer has taken everything. All

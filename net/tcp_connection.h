@@ -44,8 +44,8 @@ struct tcp_stream {
     bool was_refused;  /* some of what the owner had to send: it hears when there is room */
     bool lacks_memory; /* lwIP refused to send */
     bool owes_ack;     /* for more than one segment of this round */
-    bool expects_reply;
-    bool is_closing;         /* the owner has let go */
+    bool is_closing;   /* the owner has let go */
+    enum stream_outlook outlook;
     uint32_t unacknowledged; /* where what was received and not acknowledged begins, or before */
     uint64_t close_deadline_ns;
     uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */

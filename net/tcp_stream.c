@@ -341,8 +341,8 @@ static void stream_flush(struct stream *stream) {
     }
 }
 
-static void stream_expect_reply(struct stream *stream, bool expected) {
-    of(stream)->expects_reply = expected;
+static void stream_expect(struct stream *stream, enum stream_outlook outlook) {
+    of(stream)->outlook = outlook;
 }
 
 static bool stream_is_under_pressure(const struct stream *stream) {
@@ -447,7 +447,7 @@ static const struct stream_ops tcp_stream_ops = {
     .mark = tcp_stream_mark,
     .send_whole = tcp_stream_send_whole,
     .flush = stream_flush,
-    .expect_reply = stream_expect_reply,
+    .expect = stream_expect,
     .is_under_pressure = stream_is_under_pressure,
     .close = stream_close,
 };
@@ -619,7 +619,7 @@ static void send_owed_ack(struct tcp_stream *tcp) {
     if (pcb == NULL || (pcb->flags & TF_ACK_DELAY) == 0) {
         return;
     }
-    if (tcp->expects_reply && pcb->rcv_nxt - tcp->unacknowledged < 2u * step_bytes) {
+    if (tcp->outlook == STREAM_WILL_REPLY && pcb->rcv_nxt - tcp->unacknowledged < 2u * step_bytes) {
         return;
     }
     tcp_ack_now(pcb);
@@ -747,7 +747,8 @@ void tcp_streams_run(void) {
 bool tcp_streams_acknowledge(void) {
     bool any = false;
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = tcp->next) {
-        if (tcp->pcb != NULL && !tcp->expects_reply && (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
+        if (tcp->pcb != NULL && tcp->outlook != STREAM_WILL_REPLY &&
+            (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
             net_counters.acks_at_idle++;
             any = true;
             tcp_ack_now(tcp->pcb);
@@ -755,6 +756,17 @@ bool tcp_streams_acknowledge(void) {
         }
     }
     return any;
+}
+
+bool tcp_streams_await_no_acks(void) {
+    for (const struct tcp_pcb *pcb = tcp_active_pcbs; pcb != NULL; pcb = pcb->next) {
+        const struct tcp_stream *tcp = pcb->callback_arg;
+        if (pcb->state != ESTABLISHED || tcp == NULL || tcp->outlook != STREAM_HAS_REPLIED ||
+            pcb->unsent != NULL || tcp->is_closing || tcp->was_refused || tcp->lacks_memory) {
+            return false;
+        }
+    }
+    return tcp_active_pcbs != NULL;
 }
 
 void tcp_streams_free_out_of_order(void) {

@@ -60,6 +60,10 @@ void tcp_streams_after_packet(void);
  * True when there was any to send. */
 bool tcp_streams_acknowledge(void);
 
+/* Nobody would do anything about an acknowledgement: all that was asked is answered, and all
+ * answers are sent. */
+bool tcp_streams_await_no_acks(void);
+
 /* Gives up segments that arrived out of order: they hold receive buffers, and the peer sends them
  * again. For when buffers run short and the missing segment could not arrive. */
 void tcp_streams_free_out_of_order(void);

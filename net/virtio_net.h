@@ -37,6 +37,10 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event);
  */
 struct pbuf *virtio_net_receive(struct virtio_net *net, bool *checksum_ok);
 
+/* Whether acknowledgements without anything else may stay in the ring, a few of them, without the
+ * event, until something else comes or virtio_net_receive is called for another reason. */
+void virtio_net_let_acks_wait(struct virtio_net *net, bool may_wait);
+
 /* Where buffers have two pages or more: in those that the device gets from now on a page begins so
  * many bytes behind a frame's beginning, NET_RX_PAGE_BEHIND_MAX or 4 less. */
 void virtio_net_begin_page(struct virtio_net *net, size_t behind_bytes);

@@ -65,6 +65,8 @@ struct virtio_net {
     struct poll_source send_source;
     struct event *event;
     bool wants_room; /* a frame was refused: the device must tell when it has read some */
+    bool acks_may_wait;
+    uint16_t looked_at; /* of the receive ring's completions: before it all are taken or may wait */
     bool link_changed;
     bool is_broken;
     bool has_merged;    /* frames over several buffers may come: MRG_RXBUF */

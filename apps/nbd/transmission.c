@@ -320,6 +320,18 @@ static bool take_step(struct nbd_connection *connection) {
     return take_request(connection);
 }
 
+static enum stream_outlook outlook(const struct nbd_connection *connection) {
+    bool owes_reply = connection->ios_on_disk > 0 || connection->reply_first != NULL;
+    if (owes_reply && connection->receiving == NULL) {
+        return STREAM_WILL_REPLY;
+    }
+    /* Who waits for requests or memory waits for acknowledgements, perhaps those of others. */
+    return owes_reply || connection->receiving != NULL || connection->skip_bytes > 0 ||
+                   connection->awaits_requests || connection->wants_memory
+               ? STREAM_MAY_REPLY
+               : STREAM_HAS_REPLIED;
+}
+
 bool nbd_transmission_run(struct nbd_connection *connection) {
     unsigned budget = REQUESTS_PER_ROUND;
     connection->awaits_requests = connection->state != NBD_TRANSMISSION;
@@ -334,9 +346,7 @@ bool nbd_transmission_run(struct nbd_connection *connection) {
         nbd_replies_send(connection);
     }
     if (connection->state != NBD_CLOSED) {
-        connection->stream->ops->expect_reply(
-            connection->stream, (connection->ios_on_disk > 0 || connection->reply_first != NULL) &&
-                                    connection->receiving == NULL);
+        connection->stream->ops->expect(connection->stream, outlook(connection));
     }
     return budget == 0 && connection->state == NBD_TRANSMISSION;
 }

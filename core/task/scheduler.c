@@ -356,9 +356,12 @@ __attribute__((noinline)) static bool ask_sources(void) {
             continue;
         }
         const struct poll_source *source = sources[i];
+        uint16_t taken = *looks[i].taken;
         if (source->pending(source->arg)) {
             event_signal(source->event);
             found = true;
+        } else if (*looks[i].taken != taken) {
+            stats.put_off++;
         }
     }
     return found;
@@ -414,15 +417,26 @@ static void panic_if_deadlocked(void) {
  * compiles a guest's fence to nothing, and the host processor may move the load before the store.
  * There a read of any device register is the barrier: it takes the emulator's big lock. It costs
  * 150 ns once per sleep, everywhere, which is a fiftieth of what the sleep itself costs. */
+static bool look_before_sleep(void) {
+    uint64_t put_off;
+    bool found = false;
+    do {
+        put_off = stats.put_off;
+        for (unsigned i = 0; i < source_count; i++) {
+            arm(i);
+        }
+        arch_barrier_full();
+        if (sleep_barrier != NULL) {
+            sleep_barrier(sleep_barrier_arg);
+        }
+        found = poll_sources();
+        /* Behind what the look has put off, a device has to be asked for an interrupt anew. */
+    } while (!found && stats.put_off != put_off);
+    return found;
+}
+
 static void sleep_until_something_happens(void) {
-    for (unsigned i = 0; i < source_count; i++) {
-        arm(i);
-    }
-    arch_barrier_full();
-    if (sleep_barrier != NULL) {
-        sleep_barrier(sleep_barrier_arg);
-    }
-    bool found = poll_sources();
+    bool found = look_before_sleep();
     if (found) {
         stats.looks_that_found++;
     } else {
@@ -452,13 +466,16 @@ static void sleep_until_something_happens(void) {
 static bool spin_until_something_happens(void) {
     uint64_t end_ns = now_ns + spin_ns;
     uint64_t deadline_ns = timers_next_deadline();
-    end_ns = end_ns < deadline_ns ? end_ns : deadline_ns;
-    while (now_ns < end_ns) {
+    while (now_ns < end_ns && now_ns < deadline_ns) {
+        uint64_t put_off = stats.put_off;
         if (poll_sources()) {
             stats.spins_that_found++;
             return true;
         }
         now_ns = arch_clock_ns();
+        if (stats.put_off != put_off) {
+            end_ns = now_ns + spin_ns; /* something has come: more may follow it */
+        }
     }
     return false;
 }

@@ -18,7 +18,8 @@ struct poll_source {
      * differ is `pending` asked. NULL for a source that is always asked. Set before it is added. */
     const volatile uint16_t *written;
     const uint16_t *taken;
-    /* True when the device has left something. */
+    /* True when the device has left something. If all of that may wait for what comes next, it may
+     * count it as taken and say false. */
     bool (*pending)(void *arg);
     /* Where the device reads behind which of its entries it is to interrupt: then it is asked for
      * one by this and not by the functions below, as long as `is_wanted` (NULL: always). */
@@ -74,6 +75,7 @@ struct scheduler_stats {
     uint64_t sleeps;
     uint64_t looks_that_found; /* the last look before a sleep found something: no sleep */
     uint64_t spins_that_found; /* something came while the rings were looked at, before that */
+    uint64_t put_off;          /* looks that found something which may wait */
     uint64_t rescued;          /* woken by the clock, found an event that had no interrupt */
     uint64_t stalls;           /* a task kept the processor longer than TASK_STALL_MS */
     uint64_t refreshes;        /* of the processor's translations: TRANSLATIONS_MS */

@@ -500,6 +500,27 @@ bool virtqueue_has_completed(const struct virtqueue *queue) {
     return queue->used->index != queue->used_seen && !queue->is_broken;
 }
 
+uint16_t virtqueue_taken(const struct virtqueue *queue) {
+    return queue->used_seen;
+}
+
+uint16_t virtqueue_completed(const struct virtqueue *queue) {
+    return (uint16_t)(queue->used->index - queue->used_seen);
+}
+
+void *virtqueue_look(const struct virtqueue *queue, unsigned behind, uint32_t *length) {
+    if (behind >= virtqueue_completed(queue)) {
+        return NULL;
+    }
+    arch_barrier_read(); /* as in virtqueue_take */
+    const volatile struct used_entry *entry =
+        &queue->used->entries[(queue->used_seen + behind) & (queue->size - 1)];
+    uint32_t id = entry->id;
+    *length = entry->length;
+    bool is_sound = id < queue->size && *length <= queue->chains[id].writable;
+    return is_sound ? queue->chains[id].token : NULL;
+}
+
 void virtqueue_watch(const struct virtqueue *queue, struct poll_source *source) {
     source->written = &queue->used->index;
     source->taken = &queue->used_seen;

@@ -79,6 +79,14 @@ void virtqueue_kick_twice(struct virtqueue *queue);
  * when there is none, or when the queue is broken. */
 void *virtqueue_take(struct virtqueue *queue, uint32_t *length);
 
+/* How many completions have been taken, and how many the device says that there are more: both
+ * count in 16 bits. */
+uint16_t virtqueue_taken(const struct virtqueue *queue);
+uint16_t virtqueue_completed(const struct virtqueue *queue);
+/* As virtqueue_take of the completion so many behind the next, but it stays there. NULL when there
+ * is none, or what the device says about it makes no sense. */
+void *virtqueue_look(const struct virtqueue *queue, unsigned behind, uint32_t *length);
+
 /* True when the device left something to take, or broke the queue: memory loads only. */
 bool virtqueue_has_completed(const struct virtqueue *queue);
 /* The two indices that this compares, and what virtqueue_arm writes where it is an index, for a

@@ -243,9 +243,9 @@ static void stream_flush(struct stream *stream) {
     (void)client_of(stream);
 }
 
-static void stream_expect_reply(struct stream *stream, bool expected) {
+static void stream_expect(struct stream *stream, enum stream_outlook outlook) {
     (void)client_of(stream);
-    (void)expected;
+    (void)outlook;
 }
 
 static bool stream_is_under_pressure(const struct stream *stream) {
@@ -273,7 +273,7 @@ static const struct stream_ops stream_ops = {.received = stream_received,
                                              .mark = stream_mark,
                                              .send_whole = stream_send_whole,
                                              .flush = stream_flush,
-                                             .expect_reply = stream_expect_reply,
+                                             .expect = stream_expect,
                                              .is_under_pressure = stream_is_under_pressure,
                                              .close = stream_close};
 

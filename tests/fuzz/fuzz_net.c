@@ -237,7 +237,8 @@ static void run_connection(struct connection *connection) {
     }
     stream->ops->flush(stream);
     bool is_read = stream->ops->received(stream) == 0 && connection->waiting == NULL;
-    stream->ops->expect_reply(stream, connection->waiting != NULL);
+    stream->ops->expect(stream,
+                        connection->waiting != NULL ? STREAM_WILL_REPLY : STREAM_HAS_REPLIED);
     if (!is_read && kind_of(connection) == LATE && stream->ops->gather_max(stream) > 4096) {
         stream->ops->gather(stream, 4096);
     }

@@ -424,8 +424,8 @@ static void windows(void) {
     struct spoken spoken = {.data = world_text, .bytes = 10};
     begin();
     client.window = 600;
-    client.stream->ops->expect_reply(client.stream,
-                                     true); /* or an acknowledgement would take it along */
+    /* Or an acknowledgement would take it along. */
+    client.stream->ops->expect(client.stream, STREAM_WILL_REPLY);
     client_send(&client, world_text, 10);
     client_reply(&client, 0, 1200);
     assert_int_equal(heard_bytes(), 536);
@@ -545,7 +545,7 @@ static void say_at_once(unsigned segments, size_t bytes) {
 
 static void one_round(void) {
     begin();
-    client.stream->ops->expect_reply(client.stream, true);
+    client.stream->ops->expect(client.stream, STREAM_WILL_REPLY);
     struct spoken spoken = {.data = world_text, .bytes = 10};
     client_say(&client, &spoken);
     client.at += 10;
@@ -561,7 +561,7 @@ static void one_round(void) {
     assert_int_equal(world.heard_count, 1);
     assert_int_equal(world_last_heard()->ack, client.at);
     world_forget_heard();
-    client.stream->ops->expect_reply(client.stream, false);
+    client.stream->ops->expect(client.stream, STREAM_MAY_REPLY);
     say_at_once(3, 10);
     assert_int_equal(world.heard_count, 1);
     assert_int_equal(world_last_heard()->ack, client.at);
