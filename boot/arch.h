@@ -94,14 +94,16 @@ void arch_pages_changed(void);
 /* Registers are kept, then `panic_report` (core/panic.h) runs on a stack of its own. */
 _Noreturn void arch_stop(void);
 
-/* One step of a backtrace: where the function of `frame` returns to, and its caller's frame. The
- * caller has made sure that the ARCH_FRAME_BYTES below `frame` are readable. */
-#define ARCH_FRAME_BYTES 16
+/* A call that is still open. */
 struct arch_frame {
-    uintptr_t return_address;
-    uintptr_t caller;
+    uintptr_t behind; /* the instruction that it is at: where what it has called returns to */
+    uintptr_t at;     /* its frame, by the register that the board finds it by */
 };
-struct arch_frame arch_frame_read(uintptr_t frame);
+/* One step of a backtrace, to the caller's. `return_address` is where the function returns to if it
+ * has not kept that, 0 where nobody knows. Reads memory from `low` to `high` only; false, and
+ * nothing has changed, when the frame is not all there or nothing is known of it. */
+bool arch_frame_leave(struct arch_frame *frame, uintptr_t return_address, uintptr_t low,
+                      uintptr_t high);
 
 /* The watchdog: unless called again within `seconds`, the board stops the machine with a report.
  * 0 switches it off. False when the machine has none. */

@@ -70,29 +70,27 @@ static void write_return(uintptr_t address, unsigned times) {
  * long as each lies in the same stack, above the one before. */
 struct calls {
     struct place_stack stack;
-    uintptr_t frame;
+    struct arch_frame frame;
     uintptr_t low;
 };
 
-static uintptr_t next_call(struct calls *calls) {
-    uintptr_t frame = calls->frame;
-    if (frame < calls->low || frame > calls->stack.end || frame % sizeof(uintptr_t) != 0) {
+static uintptr_t next_call(struct calls *calls, uintptr_t return_address) {
+    uintptr_t left = calls->frame.at;
+    if (!arch_frame_leave(&calls->frame, return_address, calls->low, calls->stack.end)) {
         return 0;
     }
-    struct arch_frame here = arch_frame_read(frame);
-    calls->low = frame + 1;
-    calls->frame = here.caller;
-    return here.return_address;
+    calls->low = return_address != 0 ? left : left + 1; /* the newest may have no frame */
+    return calls->frame.behind;
 }
 
 static void write_calls(const struct fault *fault) {
-    struct calls calls = {.frame = fault->frame};
+    struct calls calls = {.frame = {.behind = fault->pc + 1, .at = fault->frame}};
     if (fault->kind != FAULT_EXECUTE) {
         write_here(fault->pc);
     }
     bool has_frames = place_stack_of(fault->frame, &calls.stack);
-    calls.low = calls.stack.start + ARCH_FRAME_BYTES;
-    uintptr_t call = has_frames ? next_call(&calls) : 0;
+    calls.low = calls.stack.start;
+    uintptr_t call = has_frames ? next_call(&calls, fault->return_address) : 0;
     /* The function that was called last may have had no time, or no need, to keep its return
      * address on the stack. */
     if (call != fault->return_address && fault->pc != fault->return_address &&
@@ -100,11 +98,11 @@ static void write_calls(const struct fault *fault) {
         write_return(fault->return_address, 1);
     }
     for (unsigned lines = 0; call != 0 && lines < CALLS_MAX; lines++) {
-        uintptr_t next = next_call(&calls);
+        uintptr_t next = next_call(&calls, 0);
         unsigned times = 1; /* a function that calls itself takes one line */
         while (next == call) {
             times++;
-            next = next_call(&calls);
+            next = next_call(&calls, 0);
         }
         write_return(call, times);
         call = next;

@@ -9,6 +9,8 @@
 struct symbol {
     uint32_t offset; /* from text_start */
     uint32_t name;   /* from symbol_names */
+    uint16_t frame_bytes;
+    uint16_t return_at;
 };
 
 extern const uint32_t symbol_count;
@@ -35,6 +37,12 @@ static const struct symbol *find(uintptr_t address) {
 
 bool symbols_know(uintptr_t address) {
     return find(address) != NULL;
+}
+
+struct symbol_frame symbols_frame(uintptr_t address) {
+    const struct symbol *symbol = find(address);
+    return symbol != NULL ? (struct symbol_frame){symbol->frame_bytes, symbol->return_at}
+                          : (struct symbol_frame){0};
 }
 
 static void describe(const struct symbol *symbol, uintptr_t address, char *text, size_t bytes) {

@@ -190,10 +190,17 @@ _Noreturn void arch_stop(void) {
 }
 
 /* x86-64 and aarch64 alike: the frame pointer points at the caller's, the return address follows.
- * `frame` is the address behind the two, as on boards. */
-struct arch_frame arch_frame_read(uintptr_t frame) {
-    const uintptr_t *behind = (const uintptr_t *)frame;
-    return (struct arch_frame){.return_address = behind[-1], .caller = behind[-2]};
+ * `at` is the address behind the two. */
+bool arch_frame_leave(struct arch_frame *frame, uintptr_t return_address, uintptr_t low,
+                      uintptr_t high) {
+    (void)return_address; /* every function keeps it */
+    if (low > high || frame->at > high || frame->at < low ||
+        frame->at - low < 2 * sizeof(uintptr_t) || frame->at % sizeof(uintptr_t) != 0) {
+        return false;
+    }
+    const uintptr_t *end = (const uintptr_t *)frame->at;
+    *frame = (struct arch_frame){.behind = end[-1], .at = end[-2]};
+    return true;
 }
 
 bool arch_watchdog(unsigned seconds) {

@@ -63,7 +63,6 @@ _start:
     addi    t0, t0, 16
     j       1b
 2:
-    li      s0, 0                   # the last frame of every backtrace
     call    riscv_start
 3:  wfi
     j       3b

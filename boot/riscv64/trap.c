@@ -3,6 +3,7 @@
 #include "boot/riscv64/riscv.h"
 #include "core/panic.h"
 #include "core/start.h"
+#include "core/symbols.h"
 
 /* Privileged specification, table 4.2: exception codes of scause. From 24 on they are free for
  * custom use, and boot/riscv64/start takes the first to say that its watchdog was not fed. */
@@ -17,7 +18,7 @@ enum {
     CAUSE_WATCHDOG = 24,
 };
 
-enum { REGISTER_PC = 0, REGISTER_RA = 1, REGISTER_SP = 2, REGISTER_FP = 8 };
+enum { REGISTER_PC = 0, REGISTER_RA = 1, REGISTER_SP = 2 };
 
 static const char *const cause_names[] = {
     "instruction address misaligned",
@@ -79,7 +80,7 @@ _Noreturn void riscv_trap_report(const uint64_t *registers, uint64_t cause, uint
         .pc = registers[REGISTER_PC],
         .return_address = registers[REGISTER_RA],
         .stack_pointer = registers[REGISTER_SP],
-        .frame = registers[REGISTER_FP],
+        .frame = registers[REGISTER_SP],
         .register_names = register_names,
         .registers = registers,
         .register_count = sizeof register_names / sizeof register_names[0],
@@ -93,9 +94,28 @@ _Noreturn void arch_stop(void) {
     }
 }
 
-/* With frame pointers, s0 points behind what a function keeps: its return address, and below it the
- * caller's s0 (calling convention of RISC-V, frame pointer). */
-struct arch_frame arch_frame_read(uintptr_t frame) {
-    const uintptr_t *behind = (const uintptr_t *)frame;
-    return (struct arch_frame){.return_address = behind[-1], .caller = behind[-2]};
+/* No register is spared to find frames by: the compiler says how long each function's is, and where
+ * in it the return address (symbols.h). That holds for each that has called another. The last one
+ * may be in front of it, behind it or on a way that needs none; then what is found is no function.
+ */
+bool arch_frame_leave(struct arch_frame *frame, uintptr_t return_address, uintptr_t low,
+                      uintptr_t high) {
+    struct symbol_frame known = symbols_frame(frame->behind - 1);
+    if (frame->at % sizeof(uintptr_t) != 0 || frame->at > high || known.bytes > high - frame->at) {
+        return false;
+    }
+    uintptr_t kept = 0;
+    /* The frame that the stack had no more room for may begin below it. */
+    if (known.return_at != 0 && frame->at + known.return_at >= low) {
+        kept = *(const uintptr_t *)(frame->at + known.return_at);
+    }
+    if (symbols_know(kept - 1)) {
+        *frame = (struct arch_frame){.behind = kept, .at = frame->at + known.bytes};
+    } else if (return_address != 0) {
+        uint32_t bytes = known.return_at == 0 ? known.bytes : 0;
+        *frame = (struct arch_frame){.behind = return_address, .at = frame->at + bytes};
+    } else {
+        return false;
+    }
+    return true;
 }
