@@ -285,7 +285,8 @@ static bool issue_all(struct disk *disk) {
     static struct block_part part; /* large, and one task runs at a time: not on the stack */
     bool any = false;
     bool has_room = disk->retry_first == NULL || issue_again(disk, &part, &any);
-    while (has_room && block_queue_next(&disk->block, &part)) {
+    while (has_room && block_queue_has_work(&disk->block) &&
+           block_queue_next(&disk->block, &part)) {
         if (issue(disk, &part) != 0) {
             block_queue_return(&disk->block, &part);
             break;

@@ -142,6 +142,9 @@
  * acknowledgements and probes of closed windows, wait for room, so many of them; what comes on top
  * is lost, as a wire loses frames. */
 #define NET_KEPT_FRAMES 128
+/* Fewer consumed bytes are not told to TCP one by one: it announces a larger window when that has
+ * grown by much more. */
+#define NET_CONSUMED_TOLD_BYTES 256
 /* Acknowledgements that nobody waits for may stay in the receive ring, so many. */
 #define NET_ACKS_WAITING_MAX 8
 /* So long after a frame of a connection that lwIP has made others may go the same way past it: what

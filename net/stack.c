@@ -25,6 +25,7 @@
 #include "core/log.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
+#include "core/task/timer.h"
 #include "net/counters.h"
 #include "net/tcp_stream.h"
 #include "net/virtio_net.h"
@@ -47,6 +48,8 @@ uint32_t net_window_extra_bytes;
 static struct netif interface;
 static struct virtio_net *device;
 static struct event round_event;
+static struct timer round_timer;
+static uint64_t round_deadline_ms;
 static bool (*worker)(void *arg);
 static void *worker_arg;
 static uint8_t our_mac[6];
@@ -303,13 +306,30 @@ static void status_changed(struct netif *netif) {
     }
 }
 
-static uint64_t next_deadline(void) {
+static uint64_t next_deadline_ms(void) {
+    uint64_t now_ms = scheduler_now_ns() / NS_PER_MS;
     uint64_t wait_ms = sys_timeouts_sleeptime();
     bool has_frames_out = virtio_net_sent(device) != virtio_net_reclaimed(device);
     if (has_frames_out && wait_ms > NET_RECLAIM_MS) {
         wait_ms = NET_RECLAIM_MS;
     }
-    return scheduler_now_ns() + wait_ms * NS_PER_MS;
+    return now_ms + wait_ms;
+}
+
+static void time_is_up(void *unused) {
+    (void)unused;
+    net_wake();
+}
+
+/* For the event, or until lwIP has something to do. That is the same in most rounds, so the timer
+ * stays set. */
+static void wait_for_round(void) {
+    uint64_t deadline_ms = next_deadline_ms();
+    if (deadline_ms != round_deadline_ms || !round_timer.is_set) {
+        timer_set(&round_timer, deadline_ms * NS_PER_MS, time_is_up, NULL);
+        round_deadline_ms = deadline_ms;
+    }
+    (void)task_wait(&round_event, DEADLINE_NEVER); /* the timer signals it, too */
 }
 
 static void net_task(void *unused) {
@@ -340,7 +360,7 @@ static void net_task(void *unused) {
             virtio_net_flush(device);
         }
         virtio_net_let_acks_wait(device, tcp_streams_await_no_acks());
-        (void)task_wait(&round_event, next_deadline()); /* either way: a round */
+        wait_for_round();
     }
 }
 
@@ -461,6 +481,7 @@ void net_forget(void) {
     dhcp_cleanup(&interface);
     netif_remove(&interface);
     first_retry = 0;
+    timer_cancel(&round_timer);
     round_event = (struct event){0};
     worker = NULL;
     device = NULL;

@@ -33,7 +33,7 @@ enum {
     IP_ADDRESSES_AT = ETHERNET_BYTES + 12,
 };
 
-_Static_assert(LOWER_BYTES <= TCP_WAY_BYTES, "the headers are kept");
+_Static_assert(LOWER_BYTES == TCP_WAY_BYTES && LOWER_BYTES % 8 == 2, "copied as such");
 
 /* --- The beginning of a segment ----------------------------------------------------------------
  */
@@ -165,7 +165,10 @@ static void fill_lower_headers(struct tcp_way *way, struct pbuf *frame, uint16_t
     static uint16_t identification = 0x8000;
     uint8_t *headers = frame->payload;
     uint16_t length = lwip_htons(ip_bytes);
-    memcpy(headers, way->headers, LOWER_BYTES);
+    for (unsigned i = 0; i < LOWER_BYTES - 2; i += 8) {
+        unaligned_store64(headers + i, unaligned_load64(way->headers + i));
+    }
+    unaligned_store16(headers + LOWER_BYTES - 2, unaligned_load16(way->headers + LOWER_BYTES - 2));
     unaligned_store16(headers + IP_LENGTH_AT, length);
     unaligned_store16(headers + IP_IDENTIFICATION_AT, ++identification);
     unaligned_store16(headers + IP_CHECKSUM_AT,

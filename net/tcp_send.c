@@ -67,8 +67,11 @@ static bool fits_newest(const struct tcp_stream *tcp, size_t bytes, unsigned buf
  * make. */
 static bool begin_newest(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
     struct tcp_pcb *pcb = tcp->pcb;
-    if (pcb == NULL || pcb->unsent != NULL || pcb->state != ESTABLISHED ||
-        bytes > segment_limit(pcb) || bytes > tcp_sndbuf(pcb) ||
+    if (pcb == NULL || pcb->unsent != NULL || pcb->state != ESTABLISHED) {
+        return false;
+    }
+    size_t limit = segment_limit(pcb);
+    if (bytes > limit || bytes > tcp_sndbuf(pcb) ||
         pcb->snd_queuelen + buffers + 1 >= TCP_SND_QUEUELEN) {
         return false;
     }
@@ -79,7 +82,11 @@ static bool begin_newest(struct tcp_stream *tcp, size_t bytes, unsigned buffers)
     pcb->unsent = segment;
     pcb->snd_queuelen++;
     tcp->needs_output = true;
-    remember_newest(tcp);
+    newest.stream = tcp;
+    newest.segment = segment;
+    newest.last = segment->p;
+    newest.room = limit < tcp_sndbuf(pcb) ? limit : tcp_sndbuf(pcb);
+    newest.buffers_left = (unsigned)(TCP_SND_QUEUELEN - pcb->snd_queuelen);
     return true;
 }
 

@@ -725,7 +725,7 @@ void tcp_streams_run(void) {
     struct tcp_stream *next;
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = next) {
         next = tcp->next;
-        if (tcp->consumed > 0) {
+        if (tcp->consumed >= NET_CONSUMED_TOLD_BYTES || (tcp->is_closing && tcp->consumed > 0)) {
             tell_consumed(tcp);
         }
         if (tcp->pcb != NULL) {

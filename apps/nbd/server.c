@@ -232,7 +232,8 @@ static size_t payload_due(const struct nbd_connection *connection) {
 /* A client that has sent its last byte gets its answers, unless it stopped in the middle. */
 static void follow_stream(struct nbd_connection *connection) {
     struct stream *stream = connection->stream;
-    if (connection->state == NBD_CLOSED) {
+    /* The stream of a closed one may be gone. */
+    if (connection->state == NBD_CLOSED || (stream->state == STREAM_OPEN && !connection->is_late)) {
         return;
     }
     if (stream->state == STREAM_DEAD) {

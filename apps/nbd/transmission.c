@@ -252,11 +252,11 @@ static const uint8_t *look_at(const struct stream *stream, size_t bytes, uint8_t
 static bool take_request(struct nbd_connection *connection) {
     struct stream *stream = connection->stream;
     size_t bytes = nbd_request_bytes(connection->mode);
-    uint8_t copy[NBD_EXTENDED_REQUEST_BYTES + FILTER_BYTES];
+    /* Of this task alone; on its stack it would have to be guarded. */
+    static uint8_t copy[NBD_EXTENDED_REQUEST_BYTES + FILTER_BYTES];
     struct nbd_request_header header;
-    connection->is_short = stream->ops->received(stream) < bytes;
-    if (connection->free_requests == NULL || connection->is_short) {
-        connection->awaits_requests = !connection->is_short;
+    if (connection->free_requests == NULL) {
+        connection->awaits_requests = true;
         return false;
     }
     if (connection->turn_left == 0 && !nbd_turn_begins(connection)) {
@@ -317,7 +317,9 @@ static bool take_step(struct nbd_connection *connection) {
     if (connection->receiving != NULL) {
         return nbd_write_receive(connection);
     }
-    return take_request(connection);
+    connection->is_short =
+        connection->stream->ops->received(connection->stream) < nbd_request_bytes(connection->mode);
+    return !connection->is_short && take_request(connection);
 }
 
 static enum stream_outlook outlook(const struct nbd_connection *connection) {

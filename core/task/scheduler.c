@@ -348,19 +348,24 @@ const struct scheduler_stats *scheduler_get_stats(void) {
     return &stats;
 }
 
-/* Out of line: nearly every look finds nothing, and saves no registers for this. */
-__attribute__((noinline)) static bool ask_sources(void) {
+/* Out of line, as the next one: nearly every look finds nothing, and saves no registers for this.
+ */
+__attribute__((noinline)) static void signal_source(const struct poll_source *source) {
+    event_signal(source->event);
+}
+
+__attribute__((noinline)) static bool ask_from(unsigned index) {
     bool found = false;
-    for (unsigned i = 0; i < source_count; i++) {
-        if (*looks[i].written == *looks[i].taken) {
+    for (; index < source_count; index++) {
+        uint16_t taken = *looks[index].taken;
+        if (*looks[index].written == taken) {
             continue;
         }
-        const struct poll_source *source = sources[i];
-        uint16_t taken = *looks[i].taken;
+        const struct poll_source *source = sources[index];
         if (source->pending(source->arg)) {
-            event_signal(source->event);
+            signal_source(source);
             found = true;
-        } else if (*looks[i].taken != taken) {
+        } else if (*looks[index].taken != taken) {
             stats.put_off++;
         }
     }
@@ -370,7 +375,7 @@ __attribute__((noinline)) static bool ask_sources(void) {
 static bool poll_sources(void) {
     for (unsigned i = 0; i < source_count; i++) {
         if (*looks[i].written != *looks[i].taken) {
-            return ask_sources();
+            return ask_from(i);
         }
     }
     return false;

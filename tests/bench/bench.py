@@ -47,7 +47,7 @@ OURS = ("platter", "platter-native")
 QUICK_PEERS = ("linux-nbdkit", "host-nbdkit", "host-qemu-nbd")
 # Whose guest's instructions are counted, and how many times fewer requests are sent to those who
 # need minutes for what others do in seconds. They are left out of the quick form.
-COUNTED = {"platter": 1, "linux-nbdkit": 8}
+COUNTED = {"platter": 1, "platter-native": 1, "linux-nbdkit": 8}
 MTU_LEAST, MTU_MOST = 576, 65521  # of a tap that carries IPv4
 SPARE_MIB = 256  # of the memory disk, beside the disks
 
