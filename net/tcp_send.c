@@ -71,7 +71,7 @@ static bool begin_newest(struct tcp_stream *tcp, size_t bytes, unsigned buffers)
         return false;
     }
     size_t limit = segment_limit(pcb);
-    if (bytes > limit || bytes > tcp_sndbuf(pcb) ||
+    if (bytes == 0 || bytes > limit || bytes > tcp_sndbuf(pcb) ||
         pcb->snd_queuelen + buffers + 1 >= TCP_SND_QUEUELEN) {
         return false;
     }

@@ -220,6 +220,11 @@ void client_send(struct client *client, const void *data, size_t bytes) {
     client->at += (uint32_t)bytes;
 }
 
+void client_acknowledge(struct client *client, size_t bytes) {
+    client->due += (uint32_t)bytes;
+    client_say(client, &(struct spoken){0});
+}
+
 void client_connect(struct client *client, uint16_t port, const void *options, size_t bytes) {
     unsigned before = world.stream_count;
     uint16_t window = world.window != 0 ? world.window : UINT16_MAX;
@@ -287,6 +292,14 @@ void client_expect(const struct client *client, size_t at, size_t bytes) {
     assert_memory_equal(got, world_text + at, bytes);
 }
 
+void client_expect_heard(const struct client *client, size_t bytes) {
+    const struct heard *heard = world_last_heard();
+    assert_int_equal(heard->port, client->port);
+    assert_int_equal(heard->seq, client->due);
+    assert_int_equal(heard->bytes, bytes);
+    assert_memory_equal(heard->data, world_text, bytes);
+}
+
 void client_drop(const struct client *client) {
     if (client_received(client) > 0) {
         client->stream->ops->drop(client->stream, client_received(client));
@@ -299,6 +312,17 @@ void client_reply(const struct client *client, size_t at, size_t bytes) {
     assert_int_equal(stream->ops->send(stream, world_text + at, bytes), bytes);
     stream->ops->flush(stream);
     world_settle();
+}
+
+/* Again only lwIP counts packets of IP. */
+enum way way_of_reply(const struct client *client, size_t bytes) {
+    STAT_COUNTER ip_before = lwip_stats.ip.xmit;
+    STAT_COUNTER tcp_before = lwip_stats.tcp.xmit;
+    client_reply(client, 0, bytes);
+    STAT_COUNTER long_way = (STAT_COUNTER)(lwip_stats.ip.xmit - ip_before);
+    STAT_COUNTER segments = (STAT_COUNTER)(lwip_stats.tcp.xmit - tcp_before);
+    assert_true(long_way == 0 || long_way == segments);
+    return segments == 0 ? NO_WAY : long_way > 0 ? LONG_WAY : SHORT_WAY;
 }
 
 void client_close(struct client *client, bool abort) {

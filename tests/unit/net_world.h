@@ -111,6 +111,8 @@ size_t client_frame(const struct client *client, const struct spoken *spoken, ui
 void client_say(const struct client *client, const struct spoken *spoken);
 /* The next bytes of its stream. */
 void client_send(struct client *client, const void *data, size_t bytes);
+/* Acknowledges so many bytes more. */
+void client_acknowledge(struct client *client, size_t bytes);
 /* Delivers a frame, and settles. */
 void world_deliver(const uint8_t *frame, size_t bytes);
 /* Makes the checksums of an IPv4 frame right again. */
@@ -127,9 +129,13 @@ struct tcp_pcb *pcb_of(const struct client *client);
 size_t client_received(const struct client *client);
 /* Exactly so many bytes are there, and they are those of world_text at this place. */
 void client_expect(const struct client *client, size_t at, size_t bytes);
+/* The last segment heard is the next that the client is due: so many bytes, world_text's first. */
+void client_expect_heard(const struct client *client, size_t bytes);
 /* Reads all that is there. */
 void client_drop(const struct client *client);
 void client_reply(const struct client *client, size_t at, size_t bytes);
+/* Replies with so many bytes from its beginning; which way all of them left, past lwIP or not. */
+enum way way_of_reply(const struct client *client, size_t bytes);
 void client_close(struct client *client, bool abort);
 
 #endif
