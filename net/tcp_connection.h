@@ -91,6 +91,8 @@ void tcp_segments_are_fewer(void);
 /* Sends the first of what waits, if it is no more than the next bytes and its way is known. False
  * leaves it as it was, for lwIP. */
 bool tcp_output_next(struct tcp_stream *tcp);
+/* Acknowledges all that has come, by a frame of its own; false leaves that to lwIP. */
+bool tcp_output_ack(struct tcp_stream *tcp);
 /* A frame of the stream's that lwIP has made and the device has got. `device_sums`: it completes
  * the checksums. */
 void tcp_way_learn(struct tcp_stream *tcp, const struct pbuf *frame, bool device_sums);

@@ -82,6 +82,22 @@ void tcp_segments_are_fewer(void) {
     }
 }
 
+static void begin_head(struct head *head, const struct tcp_pcb *pcb, uint32_t seqno, u8_t flags) {
+    struct tcp_hdr *header = (void *)(head->room + sizeof head->room - TCP_HLEN);
+    head->custom.custom_free_function = head_freed;
+    head->custom.pbuf = (struct pbuf){.payload = header,
+                                      .len = TCP_HLEN,
+                                      .tot_len = TCP_HLEN,
+                                      .type_internal = (u8_t)PBUF_RAM,
+                                      .flags = PBUF_FLAG_IS_CUSTOM,
+                                      .ref = 1};
+    header->src = lwip_htons(pcb->local_port);
+    header->dest = lwip_htons(pcb->remote_port);
+    header->seqno = lwip_htonl(seqno);
+    TCPH_HDRLEN_FLAGS_SET(header, TCP_HLEN / 4, flags);
+    header->urgp = 0;
+}
+
 struct tcp_seg *tcp_segment_begin(const struct tcp_stream *tcp) {
     struct tcp_seg *segment = memp_malloc(MEMP_TCP_SEG);
     struct head *head = segment != NULL ? take_head() : NULL;
@@ -91,20 +107,8 @@ struct tcp_seg *tcp_segment_begin(const struct tcp_stream *tcp) {
         }
         return NULL;
     }
-    struct tcp_hdr *header = (void *)(head->room + sizeof head->room - TCP_HLEN);
-    head->custom.custom_free_function = head_freed;
-    head->custom.pbuf = (struct pbuf){.payload = header,
-                                      .len = TCP_HLEN,
-                                      .tot_len = TCP_HLEN,
-                                      .type_internal = (u8_t)PBUF_RAM,
-                                      .flags = PBUF_FLAG_IS_CUSTOM,
-                                      .ref = 1};
-    header->src = lwip_htons(tcp->pcb->local_port);
-    header->dest = lwip_htons(tcp->pcb->remote_port);
-    header->seqno = lwip_htonl(tcp->pcb->snd_lbb);
-    TCPH_HDRLEN_FLAGS_SET(header, TCP_HLEN / 4, TCP_PSH);
-    header->urgp = 0;
-    *segment = (struct tcp_seg){.p = &head->custom.pbuf, .tcphdr = header};
+    begin_head(head, tcp->pcb, tcp->pcb->snd_lbb, TCP_PSH);
+    *segment = (struct tcp_seg){.p = &head->custom.pbuf, .tcphdr = head->custom.pbuf.payload};
     return segment;
 }
 
@@ -139,6 +143,12 @@ void tcp_way_learn(struct tcp_stream *tcp, const struct pbuf *frame, bool device
     way->until_ns = scheduler_now_ns() + NET_WAY_MS * NS_PER_MS;
 }
 
+/* Its way is known, and nobody waits for room. */
+static bool may_go(const struct tcp_stream *tcp) {
+    return scheduler_now_ns() < tcp->way.until_ns && tcp->pcb->state == ESTABLISHED &&
+           !virtio_net_wants_room(virtio_net_first());
+}
+
 /* Only what is neither sent again nor says more than its bytes, and finds its way and room. */
 static bool is_plain(const struct tcp_stream *tcp, const struct tcp_seg *segment) {
     const struct tcp_pcb *pcb = tcp->pcb;
@@ -147,10 +157,9 @@ static bool is_plain(const struct tcp_stream *tcp, const struct tcp_seg *segment
     bool says_more = segment->flags != 0 ||
                      (header->_hdrlen_rsvd_flags & PP_HTONS((u16_t) ~(TCP_PSH | TCP_ACK))) !=
                          PP_HTONS((TCP_HLEN / 4) << 12);
-    return scheduler_now_ns() < tcp->way.until_ns && pcb->state == ESTABLISHED && !says_more &&
-           lwip_ntohl(header->seqno) == pcb->snd_nxt && pcb->persist_backoff == 0 &&
-           pcb->snd_nxt - pcb->lastack + segment->len <= window && segment->p->ref == 1 &&
-           segment->p->payload == header && !virtio_net_wants_room(virtio_net_first());
+    return may_go(tcp) && !says_more && lwip_ntohl(header->seqno) == pcb->snd_nxt &&
+           pcb->persist_backoff == 0 && pcb->snd_nxt - pcb->lastack + segment->len <= window &&
+           segment->p->ref == 1 && segment->p->payload == header;
 }
 
 /* Moves the frame's first byte, lower headers on or off again. */
@@ -184,7 +193,7 @@ static void note_sent(struct tcp_pcb *pcb, struct tcp_seg *segment) {
     pcb->unsent = segment->next;
     *link = segment;
     segment->next = NULL;
-    tcp_clear_flags(pcb, TF_ACK_DELAY | TF_ACK_NOW | TF_NAGLEMEMERR);
+    tcp_clear_flags(pcb, TF_NAGLEMEMERR);
     if (pcb->rttest == 0) {
         pcb->rttest = tcp_ticks;
         pcb->rtseq = pcb->snd_nxt;
@@ -193,21 +202,14 @@ static void note_sent(struct tcp_pcb *pcb, struct tcp_seg *segment) {
         pcb->rtime = 0;
     }
     pcb->snd_nxt += segment->len;
-    pcb->rcv_ann_right_edge = pcb->rcv_nxt + pcb->rcv_ann_wnd;
-    TCP_STATS_INC(tcp.xmit);
 }
 
-/* Out of line: streams that have nothing to send save no registers for it. */
-__attribute__((noinline)) bool tcp_output_next(struct tcp_stream *tcp) {
+/* With an acknowledgement of all that has come. `frame` begins with TCP's header. False when there
+ * is no room in the ring; nothing has changed then but fields that lwIP writes anew. */
+static bool send_frame(struct tcp_stream *tcp, struct pbuf *frame, uint16_t cut_bytes) {
     struct tcp_pcb *pcb = tcp->pcb;
-    struct tcp_seg *segment = pcb->unsent;
-    if (!is_plain(tcp, segment)) {
-        return false;
-    }
-    struct pbuf *frame = segment->p;
-    struct tcp_hdr *header = segment->tcphdr;
+    struct tcp_hdr *header = frame->payload;
     uint16_t tcp_bytes = frame->tot_len;
-    TCPH_SET_FLAG(header, TCP_ACK);
     header->ackno = lwip_htonl(pcb->rcv_nxt);
     header->wnd = lwip_htons(TCPWND_MIN16(RCV_WND_SCALE(pcb, pcb->rcv_ann_wnd)));
     header->chksum = 0;
@@ -216,11 +218,40 @@ __attribute__((noinline)) bool tcp_output_next(struct tcp_stream *tcp) {
                                                              &pcb->local_ip, &pcb->remote_ip);
     move_front(frame, LOWER_BYTES);
     fill_lower_headers(&tcp->way, frame, (uint16_t)(tcp_bytes + IP_HLEN));
-    uint16_t cut_bytes = segment->len > tcp->cut_bytes ? tcp->cut_bytes : 0;
     if (!virtio_net_send_tcp(virtio_net_first(), frame, cut_bytes)) {
         move_front(frame, -LOWER_BYTES);
         return false;
     }
-    note_sent(pcb, segment);
+    tcp_clear_flags(pcb, TF_ACK_DELAY | TF_ACK_NOW);
+    pcb->rcv_ann_right_edge = pcb->rcv_nxt + pcb->rcv_ann_wnd;
+    TCP_STATS_INC(tcp.xmit);
     return true;
+}
+
+/* Out of line: streams that have nothing to send save no registers for it. */
+__attribute__((noinline)) bool tcp_output_next(struct tcp_stream *tcp) {
+    struct tcp_seg *segment = tcp->pcb->unsent;
+    if (!is_plain(tcp, segment)) {
+        return false;
+    }
+    TCPH_SET_FLAG(segment->tcphdr, TCP_ACK);
+    if (!send_frame(tcp, segment->p, segment->len > tcp->cut_bytes ? tcp->cut_bytes : 0)) {
+        return false;
+    }
+    note_sent(tcp->pcb, segment);
+    return true;
+}
+
+/* What lwIP would tell of segments that came out of order, only lwIP tells. */
+__attribute__((noinline)) bool tcp_output_ack(struct tcp_stream *tcp) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    bool is_bare = pcb->unsent == NULL && pcb->ooseq == NULL && pcb->persist_backoff == 0;
+    struct head *head = is_bare && may_go(tcp) ? take_head() : NULL;
+    if (head == NULL) {
+        return false;
+    }
+    begin_head(head, pcb, pcb->snd_nxt, TCP_ACK);
+    bool is_sent = send_frame(tcp, &head->custom.pbuf, 0);
+    virtio_net_free_sent(&head->custom.pbuf); /* the ring has a reference of its own */
+    return is_sent;
 }

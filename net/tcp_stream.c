@@ -610,6 +610,13 @@ static void advance_close(struct tcp_stream *tcp) {
     }
 }
 
+static void acknowledge(struct tcp_stream *tcp) {
+    if (!tcp_output_ack(tcp)) {
+        tcp_ack_now(tcp->pcb);
+        (void)tcp_output(tcp->pcb); /* without memory for it, the timer will acknowledge */
+    }
+}
+
 /* For more than one segment, at the end of the round that took them in; unless what was sent since
  * has acknowledged them, and lwIP has taken its mark away. As long as they are less than two full
  * ones (RFC 9293, 3.8.6.3), as requests are, a reply that is expected may take it along. */
@@ -622,8 +629,7 @@ static void send_owed_ack(struct tcp_stream *tcp) {
     if (tcp->outlook == STREAM_WILL_REPLY && pcb->rcv_nxt - tcp->unacknowledged < 2u * step_bytes) {
         return;
     }
-    tcp_ack_now(pcb);
-    (void)tcp_output(pcb); /* without memory for it, the timer will acknowledge */
+    acknowledge(tcp);
 }
 
 /* What lwIP keeps of segments on their way comes from pools that all connections share. One that
@@ -751,8 +757,7 @@ bool tcp_streams_acknowledge(void) {
             (tcp->pcb->flags & TF_ACK_DELAY) != 0) {
             net_counters.acks_at_idle++;
             any = true;
-            tcp_ack_now(tcp->pcb);
-            (void)tcp_output(tcp->pcb); /* without memory for it, the timer will acknowledge */
+            acknowledge(tcp);
         }
     }
     return any;

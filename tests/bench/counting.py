@@ -150,7 +150,7 @@ STAGES = (
     ("receive", r"^net/virtio_net.*:(.*receive|take_frame|take_rest|refill|packet_)"),
     ("send", r"^net/virtio_net|^net/offload|^net/stack.c:link_output|etharp"),
     ("TCP in", r"^net/tcp_input|/lwip/.*(tcp_in|/ip4\.c:ip4_input|ethernet\.c:ethernet_input)"),
-    ("TCP out", r"/lwip/.*(tcp_out|/ip4\.c:ip4_output|ethernet\.c:ethernet_output)|^net/checksum"),
+    ("TCP out", r"^net/tcp_output|/lwip/.*(tcp_out|/ip4\.c:ip4_output|ethernet\.c:ethernet_output)|^net/checksum"),
     ("TCP, both ways", r"/lwip/"),
     ("receive", r"^net/stack"),
     ("streams", r"^net/"),

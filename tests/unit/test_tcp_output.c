@@ -176,6 +176,66 @@ TEST(long_frames_that_nobody_cuts_are_alike) {
     world_run(&(struct world_options){.features = CARD_CSUM, .config = "segment=64240"}, both_ways);
 }
 
+/* Bytes that nobody answers are acknowledged before the network waits. */
+static void bare(void) {
+    begin();
+    world.is_deaf = true;
+    unsigned ip_before = lwip_stats.ip.xmit;
+    client_send(&client, world_text, 101);
+    assert_int_equal(lwip_stats.ip.xmit, ip_before);
+    assert_int_equal(pcb_of(&client)->flags & (TF_ACK_DELAY | TF_ACK_NOW), 0);
+    assert_int_equal(take(ours), 1);
+    tcp_ack_now(pcb_of(&client));
+    assert_int_equal(tcp_output(pcb_of(&client)), ERR_OK);
+    world_settle();
+    assert_int_equal(lwip_stats.ip.xmit, ip_before + 1);
+    assert_int_equal(take(theirs), 1);
+    assert_int_equal(ours[0].bytes, HEADERS);
+    assert_int_equal(get32(ours[0].frame + TCP_SEQ_AT), client.due);
+    expect_headers(&ours[0], client.due);
+    expect_alike(&ours[0], &theirs[0]);
+    /* And what the reader has consumed since is told by the next. */
+    client_drop(&client);
+    client_send(&client, world_text, 50);
+    assert_int_equal(take(ours), 1);
+    assert_int_equal(get32(ours[0].frame + TCP_ACK_AT), client.at);
+    assert_int_equal(pcb_of(&client)->rcv_ann_right_edge,
+                     pcb_of(&client)->rcv_nxt + pcb_of(&client)->rcv_ann_wnd);
+}
+
+TEST(bare_acknowledgements_of_both_ways_are_alike) {
+    world_run(&plain, bare);
+}
+
+TEST(bare_acknowledgements_whose_checksums_the_device_completes_are_alike) {
+    world_run(&(struct world_options){.features = CUTS}, bare);
+}
+
+/* lwIP tells of segments that came out of order, and keeps what the ring has no room for. */
+static void bare_through_lwip(void) {
+    struct spoken ahead = {.seq_skew = 100, .data = world_text, .bytes = 10};
+    begin();
+    unsigned ip_before = lwip_stats.ip.xmit;
+    client_say(&client, &ahead);
+    client_send(&client, world_text, 20);
+    assert_true(lwip_stats.ip.xmit > ip_before);
+    assert_int_equal(world_last_heard()->ack, client.at);
+    client_send(&client, world_text, 100);
+    assert_null(pcb_of(&client)->ooseq);
+    client_drop(&client);
+    world_pass_ms(NET_WAY_MS + 1);
+    ip_before = lwip_stats.ip.xmit;
+    client_send(&client, world_text, 20);
+    assert_int_equal(lwip_stats.ip.xmit, ip_before + 1); /* the way is old */
+    client_send(&client, world_text, 20);
+    assert_int_equal(lwip_stats.ip.xmit, ip_before + 1);
+    assert_int_equal(world_last_heard()->ack, client.at);
+}
+
+TEST(bare_acknowledgements_with_more_to_say_go_through_lwip) {
+    world_run(&plain, bare_through_lwip);
+}
+
 static void gathered(void) {
     enum { PART = 700 };
     begin();
