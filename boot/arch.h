@@ -31,6 +31,10 @@ int arch_clock_init(uint64_t frequency_hz);
  * runs but the caller, who asks the controller afterwards what is pending. */
 void arch_idle_until(uint64_t deadline_ns);
 
+/* False when no interrupt controller has anything for this processor. Costs less than asking one.
+ */
+bool arch_interrupt_is_pending(void);
+
 /* The processor that runs us, as the firmware numbers it. */
 uint64_t arch_boot_cpu(void);
 

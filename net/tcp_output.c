@@ -206,7 +206,8 @@ static void note_sent(struct tcp_pcb *pcb, struct tcp_seg *segment) {
 
 /* With an acknowledgement of all that has come. `frame` begins with TCP's header. False when there
  * is no room in the ring; nothing has changed then but fields that lwIP writes anew. */
-static bool send_frame(struct tcp_stream *tcp, struct pbuf *frame, uint16_t cut_bytes) {
+static inline __attribute__((always_inline)) bool
+send_frame(struct tcp_stream *tcp, struct pbuf *frame, uint16_t cut_bytes) {
     struct tcp_pcb *pcb = tcp->pcb;
     struct tcp_hdr *header = frame->payload;
     uint16_t tcp_bytes = frame->tot_len;

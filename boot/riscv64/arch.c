@@ -120,6 +120,12 @@ void arch_idle_until(uint64_t deadline_ns) {
     __asm__ volatile("wfi" ::: "memory");
 }
 
+bool arch_interrupt_is_pending(void) {
+    uint64_t pending;
+    __asm__ volatile("csrr %0, sip" : "=r"(pending));
+    return (pending & SIE_EXTERNAL) != 0;
+}
+
 uint64_t arch_boot_cpu(void) {
     return boot_hart;
 }

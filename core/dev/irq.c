@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "boot/arch.h"
 #include "core/log.h"
 
 struct irq_handler {
@@ -79,7 +80,8 @@ unsigned irq_dispatch(void) {
     for (struct irq_controller *controller = controllers; controller != NULL;
          controller = controller->next) {
         unsigned source;
-        while (taken < IRQ_CLAIMS_PER_TURN && (source = controller->claim(controller)) != 0) {
+        while (taken < IRQ_CLAIMS_PER_TURN && arch_interrupt_is_pending() &&
+               (source = controller->claim(controller)) != 0) {
             handle(controller, source);
             controller->complete(controller, source);
             taken++;

@@ -77,6 +77,7 @@ static uint64_t log_drained_ns;
 static uint64_t stall_ns = TASK_STALL_MS * NS_PER_MS;
 static uint64_t spin_ns;
 static bool spin_is_auto;
+static bool has_found;      /* the wait that has ended: whoever it was for is signalled already */
 static unsigned spin_trust; /* short waits in a row, of few entries each: see should_spin */
 static unsigned watchdog_s;
 static uint64_t watchdog_fed_ns;
@@ -440,26 +441,36 @@ static bool look_before_sleep(void) {
     return found;
 }
 
+/* With every ring armed. */
+static void sleep_once(void) {
+    uint64_t most_ms = log_is_waiting() ? LOG_RETRY_MS : IDLE_NET_MS;
+    uint64_t net_ns = arch_clock_ns() + most_ms * NS_PER_MS;
+    uint64_t deadline_ns = timers_next_deadline();
+    stats.sleeps++;
+    if (deadline_ns == DEADLINE_NEVER) {
+        panic_if_deadlocked();
+    }
+    arch_idle_until(deadline_ns < net_ns ? deadline_ns : net_ns);
+    now_ns = arch_clock_ns();
+    if (look_for_interrupts() == 0) {
+        count_rescue();
+    }
+}
+
 static void sleep_until_something_happens(void) {
-    bool found = look_before_sleep();
-    if (found) {
-        stats.looks_that_found++;
-    } else {
-        uint64_t most_ms = log_is_waiting() ? LOG_RETRY_MS : IDLE_NET_MS;
-        uint64_t net_ns = arch_clock_ns() + most_ms * NS_PER_MS;
-        uint64_t deadline_ns = timers_next_deadline();
-        stats.sleeps++;
-        if (deadline_ns == DEADLINE_NEVER) {
-            panic_if_deadlocked();
+    uint64_t put_off;
+    do {
+        has_found = look_before_sleep();
+        if (has_found) {
+            stats.looks_that_found++;
+            break;
         }
-        arch_idle_until(deadline_ns < net_ns ? deadline_ns : net_ns);
-    }
-    if (!found) {
-        now_ns = arch_clock_ns();
-        if (look_for_interrupts() == 0) {
-            count_rescue();
-        }
-    }
+        put_off = stats.put_off;
+        sleep_once();
+        has_found = poll_sources();
+        /* Woken for what may wait, and for nothing else: it goes on. */
+    } while (!has_found && stats.put_off != put_off && ready_count == 0 &&
+             now_ns < timers_next_deadline());
     for (unsigned i = 0; i < source_count; i++) {
         disarm(i);
     }
@@ -512,7 +523,8 @@ static bool should_spin(void) {
 
 static void wait_until_something_happens(void) {
     if (should_spin()) {
-        if (spin_until_something_happens()) {
+        has_found = spin_until_something_happens();
+        if (has_found) {
             return;
         }
         spin_trust /= 2;
@@ -593,7 +605,10 @@ __attribute__((noinline)) static void do_chores(void) {
 static void turn(void) {
     stats.turns++;
     timers_fire(now_ns);
-    (void)poll_sources(); /* its signals are its result */
+    if (!has_found) {
+        (void)poll_sources(); /* its signals are its result */
+    }
+    has_found = false;
     if (now_ns > chores_ns) {
         do_chores();
     }
@@ -639,6 +654,7 @@ void scheduler_forget(void) {
     source_count = 0;
     sleep_barrier = NULL;
     irq_dispatch = NULL;
+    has_found = false;
     chores_ns = 0;
     irq_looked_ns = 0;
     translations_ns = 0;
