@@ -67,7 +67,7 @@ static void write_return(uintptr_t address, unsigned times) {
 }
 
 /* The next call that is still open, the newest first; 0 behind the last. From frame to frame, as
- * long as each lies in the same stack, above the one before. */
+ * long as each lies in the same stack, above the one before; only the newest may have none. */
 struct calls {
     struct place_stack stack;
     struct arch_frame frame;
@@ -79,7 +79,7 @@ static uintptr_t next_call(struct calls *calls, uintptr_t return_address) {
     if (!arch_frame_leave(&calls->frame, return_address, calls->low, calls->stack.end)) {
         return 0;
     }
-    calls->low = return_address != 0 ? left : left + 1; /* the newest may have no frame */
+    calls->low = left;
     return calls->frame.behind;
 }
 

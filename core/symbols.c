@@ -39,6 +39,11 @@ bool symbols_know(uintptr_t address) {
     return find(address) != NULL;
 }
 
+bool symbols_share(uintptr_t one, uintptr_t other) {
+    const struct symbol *symbol = find(one);
+    return symbol != NULL && symbol == find(other);
+}
+
 struct symbol_frame symbols_frame(uintptr_t address) {
     const struct symbol *symbol = find(address);
     return symbol != NULL ? (struct symbol_frame){symbol->frame_bytes, symbol->return_at}

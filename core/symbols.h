@@ -22,6 +22,9 @@ struct symbol_frame {
  * compile, or when there is none. */
 struct symbol_frame symbols_frame(uintptr_t address);
 
+/* True when both lie in one function that the table names. */
+bool symbols_share(uintptr_t one, uintptr_t other);
+
 /* True when `address` lies in a function that the table names. */
 bool symbols_know(uintptr_t address);
 

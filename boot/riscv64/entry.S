@@ -110,7 +110,6 @@ riscv_context_switch:
     .balign 4
 riscv_context_begin:
     mv      a0, s2
-    li      s0, 0
     jalr    s1
     ebreak                          # entry must not return
 

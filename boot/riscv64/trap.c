@@ -96,7 +96,8 @@ _Noreturn void arch_stop(void) {
 
 /* No register is spared to find frames by: the compiler says how long each function's is, and where
  * in it the return address (symbols.h). That holds for each that has called another. The last one
- * may be in front of it, behind it or on a way that needs none; then what is found is no function.
+ * may be in front of it, behind it or on a way that needs none: then the register still says where
+ * it returns to. When it says something else, it is from a call that the function has made itself.
  */
 bool arch_frame_leave(struct arch_frame *frame, uintptr_t return_address, uintptr_t low,
                       uintptr_t high) {
@@ -105,17 +106,22 @@ bool arch_frame_leave(struct arch_frame *frame, uintptr_t return_address, uintpt
         return false;
     }
     uintptr_t kept = 0;
-    /* The frame that the stack had no more room for may begin below it. */
+    bool is_begun = true;
     if (known.return_at != 0 && frame->at + known.return_at >= low) {
         kept = *(const uintptr_t *)(frame->at + known.return_at);
+        is_begun = return_address == 0 || return_address == kept ||
+                   symbols_share(return_address - 1, frame->behind - 1);
     }
-    if (symbols_know(kept - 1)) {
+    if (is_begun && symbols_know(kept - 1)) {
         *frame = (struct arch_frame){.behind = kept, .at = frame->at + known.bytes};
-    } else if (return_address != 0) {
-        uint32_t bytes = known.return_at == 0 ? known.bytes : 0;
-        *frame = (struct arch_frame){.behind = return_address, .at = frame->at + bytes};
-    } else {
+        return true;
+    }
+    if (return_address == 0) {
         return false;
     }
+    /* The stack may have had no more room for it: then its beginning lies below, and it is there.
+     */
+    *frame = (struct arch_frame){.behind = return_address,
+                                 .at = frame->at + (is_begun ? known.bytes : 0)};
     return true;
 }
