@@ -247,7 +247,9 @@ static void take_in(struct pbuf *frame, bool checksum_ok) {
                    bytes[13] == 0x00 && is_our_address(bytes);
     if (!is_ours) {
         set_checksum_checks(!checksum_ok);
-        tcp_streams_forget_ways(); /* it may be ARP's, and a neighbour another */
+        if (frame->len > ETHERNET_BYTES && bytes[12] == 0x08 && bytes[13] == 0x06) {
+            tcp_streams_forget_ways(); /* ARP: a neighbour may be another */
+        }
         if (frame->next != NULL || ethernet_input(frame, &interface) != ERR_OK) {
             net_counters.receive_dropped++;
             pbuf_free(frame);

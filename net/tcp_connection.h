@@ -88,9 +88,9 @@ void tcp_stream_mend_lengths(const struct tcp_pcb *pcb);
 struct tcp_seg *tcp_segment_begin(const struct tcp_stream *tcp);
 /* A stream is gone: memory that is kept for segments goes with it. */
 void tcp_segments_are_fewer(void);
-/* Sends the first of what waits, if it is no more than the next bytes and its way is known. False
- * leaves it as it was, for lwIP. */
-bool tcp_output_next(struct tcp_stream *tcp);
+/* Sends what waits, as far as it is no more than the next bytes and its way is known. The rest
+ * stays as it was, for lwIP. */
+void tcp_output_plain(struct tcp_stream *tcp);
 /* Acknowledges all that has come, by a frame of its own; false leaves that to lwIP. */
 bool tcp_output_ack(struct tcp_stream *tcp);
 /* A frame of the stream's that lwIP has made and the device has got. `device_sums`: it completes

@@ -184,14 +184,10 @@ static void fill_lower_headers(struct tcp_way *way, struct pbuf *frame, uint16_t
                       (uint16_t)~fold(way->ip_sum + length + identification));
 }
 
-/* Is on its way: what lwIP notes of such a segment. */
-static void note_sent(struct tcp_pcb *pcb, struct tcp_seg *segment) {
-    struct tcp_seg **link = &pcb->unacked;
-    while (*link != NULL) {
-        link = &(*link)->next;
-    }
+/* Is on its way, behind `last` of those that are: what lwIP notes of such a segment. */
+static void note_sent(struct tcp_pcb *pcb, struct tcp_seg *segment, struct tcp_seg *last) {
     pcb->unsent = segment->next;
-    *link = segment;
+    *(last != NULL ? &last->next : &pcb->unacked) = segment;
     segment->next = NULL;
     tcp_clear_flags(pcb, TF_NAGLEMEMERR);
     if (pcb->rttest == 0) {
@@ -230,17 +226,20 @@ send_frame(struct tcp_stream *tcp, struct pbuf *frame, uint16_t cut_bytes) {
 }
 
 /* Out of line: streams that have nothing to send save no registers for it. */
-__attribute__((noinline)) bool tcp_output_next(struct tcp_stream *tcp) {
-    struct tcp_seg *segment = tcp->pcb->unsent;
-    if (!is_plain(tcp, segment)) {
-        return false;
+__attribute__((noinline)) void tcp_output_plain(struct tcp_stream *tcp) {
+    struct tcp_seg *last = tcp->pcb->unacked;
+    while (last != NULL && last->next != NULL) {
+        last = last->next;
     }
-    TCPH_SET_FLAG(segment->tcphdr, TCP_ACK);
-    if (!send_frame(tcp, segment->p, segment->len > tcp->cut_bytes ? tcp->cut_bytes : 0)) {
-        return false;
+    struct tcp_seg *segment;
+    while ((segment = tcp->pcb->unsent) != NULL && is_plain(tcp, segment)) {
+        TCPH_SET_FLAG(segment->tcphdr, TCP_ACK);
+        if (!send_frame(tcp, segment->p, segment->len > tcp->cut_bytes ? tcp->cut_bytes : 0)) {
+            return;
+        }
+        note_sent(tcp->pcb, segment, last);
+        last = segment;
     }
-    note_sent(tcp->pcb, segment);
-    return true;
 }
 
 /* What lwIP would tell of segments that came out of order, only lwIP tells. */

@@ -334,7 +334,8 @@ static void stream_flush(struct stream *stream) {
     }
     tcp->needs_output = false;
     tcp_stream_forget_newest();
-    while (pcb->unsent != NULL && tcp_output_next(tcp)) {
+    if (pcb->unsent != NULL) {
+        tcp_output_plain(tcp);
     }
     if (pcb->unsent != NULL || (pcb->flags & TF_ACK_NOW) != 0) {
         (void)tcp_output(pcb); /* what could not go now goes with the next acknowledgement */

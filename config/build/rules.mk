@@ -102,7 +102,8 @@ WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototy
 # even for 8 bytes. The libc that hosted code may expect is there: picolibc.
 # Optimised across files when it is linked: most of what a packet passes through is small functions.
 TARGET_CODE := $(TARGET_FLAGS) -O2 -flto -g $(PREFIX_MAP) -ffunction-sections -fdata-sections \
-    -fomit-frame-pointer -funwind-tables -fno-asynchronous-unwind-tables -fno-common -nostdlibinc -fstack-protector-strong \
+    -fomit-frame-pointer -funwind-tables -fno-asynchronous-unwind-tables \
+    -fno-common -nostdlibinc -fstack-protector-strong \
     -Werror=frame-larger-than -Wframe-larger-than=$(FRAME_BYTES_MAX)
 
 # Ours say "core/mem/heap.h". config/ is searched for quoted names only (lwIP asks for "lwipopts.h"),
@@ -122,7 +123,10 @@ LINK_SCRIPT := boot/$(TARGET)/kernel.ld
 # A call costs an emulator two looks for the translated code of where it goes, so larger functions than
 # usual are inlined: 5 % fewer instructions for 30 KB. Variables share the register that addresses them, and
 # addresses are not kept in registers across loops that seldom turn, which every call would have to save: 6 %.
-LINK_FLAGS  := $(TARGET_LDFLAGS) -O2 --lto-O2 -mllvm -inline-threshold=500 -mllvm -riscv-enable-global-merge -mllvm -disable-machine-licm -mllvm -force-dwarf-frame-section -static --gc-sections --fatal-warnings --build-id=none
+LINK_FLAGS  := $(TARGET_LDFLAGS) -O2 --lto-O2 \
+    $(foreach option,-inline-threshold=500 -riscv-enable-global-merge -disable-machine-licm \
+        -force-dwarf-frame-section,-mllvm $(option)) \
+    -static --gc-sections --fatal-warnings --build-id=none
 
 HOST_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 HOST_COVERAGE := -fprofile-instr-generate -fcoverage-mapping
