@@ -179,7 +179,7 @@ static size_t settle_credit(struct tcp_stream *tcp, size_t bytes) {
  * the reserve of buffers (limits.h) keeps things going. */
 static size_t receive_share(void) {
     size_t share = sizes.receive_bytes * 3 / 8 / (stream_count > 0 ? stream_count : 1);
-    size_t least = 2 * (size_t)step_bytes;
+    size_t least = 2 * (size_t)step_bytes + ((size_t)1 << TCP_RCV_SCALE); /* as it is told */
     return share > least ? share : least;
 }
 
@@ -768,7 +768,8 @@ bool tcp_streams_await_no_acks(void) {
     for (const struct tcp_pcb *pcb = tcp_active_pcbs; pcb != NULL; pcb = pcb->next) {
         const struct tcp_stream *tcp = pcb->callback_arg;
         if (pcb->state != ESTABLISHED || tcp == NULL || tcp->outlook != STREAM_HAS_REPLIED ||
-            pcb->unsent != NULL || tcp->is_closing || tcp->was_refused || tcp->lacks_memory) {
+            pcb->unsent != NULL || pcb->dupacks != 0 || tcp->is_closing || tcp->was_refused ||
+            tcp->lacks_memory) {
             return false;
         }
     }

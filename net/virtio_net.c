@@ -323,7 +323,7 @@ static unsigned segments_max(const struct virtio_net *net) {
 }
 
 /* Lists what the frame consists of; 0 when that is more than `most` pieces. */
-static unsigned gather(struct virtio_net *net, const struct pbuf *frame, unsigned most) {
+static unsigned list_pieces(struct virtio_net *net, const struct pbuf *frame, unsigned most) {
     unsigned count = 0;
     net->segments[count++] =
         (struct segment){header_of(frame), frame->len + (uint32_t)sizeof(struct net_header)};
@@ -337,7 +337,7 @@ static unsigned gather(struct virtio_net *net, const struct pbuf *frame, unsigne
 }
 
 bool virtio_net_send_tcp(struct virtio_net *net, struct pbuf *frame, uint16_t cut_bytes) {
-    unsigned count = net->is_broken ? 0 : gather(net, frame, segments_max(net));
+    unsigned count = net->is_broken ? 0 : list_pieces(net, frame, segments_max(net));
     struct net_header *header = header_of(frame);
     *header = (struct net_header){0};
     if (virtio_has(net->transport, VIRTIO_NET_F_CSUM)) {
@@ -372,7 +372,7 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
                                   .segments = virtio_has(net->transport, VIRTIO_NET_F_HOST_TSO4),
                                   .segment_bytes = segment_bytes};
     net_offload_fill(&offload, frame->payload, frame->len, header);
-    unsigned count = gather(net, frame, most);
+    unsigned count = list_pieces(net, frame, most);
     int error = put_in(net, frame, count);
     if (error != 0) {
         /* Perhaps only because nobody has looked what the device has read since. */
@@ -437,10 +437,13 @@ static bool is_bare_ack(const struct packet *packet, uint32_t written) {
 static bool may_all_wait(struct virtio_net *net) {
     unsigned count = virtqueue_completed(net->receive);
     uint16_t taken = virtqueue_taken(net->receive);
-    if (!net->acks_may_wait || count > NET_ACKS_WAITING_MAX) {
+    unsigned at = (uint16_t)(net->looked_at - taken);
+    /* Half of the buffers at most; and what has been looked at cannot have become less. */
+    if (!net->acks_may_wait || count > NET_ACKS_WAITING_MAX || at > count ||
+        2 * count > virtqueue_in_flight(net->receive)) {
         return false;
     }
-    for (unsigned at = (uint16_t)(net->looked_at - taken); at < count; at++) {
+    for (; at < count; at++) {
         uint32_t written = 0;
         const struct packet *packet = virtqueue_look(net->receive, at, &written);
         if (packet == NULL || !is_bare_ack(packet, written)) {

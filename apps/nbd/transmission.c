@@ -327,9 +327,12 @@ static enum stream_outlook outlook(const struct nbd_connection *connection) {
     if (owes_reply && connection->receiving == NULL) {
         return STREAM_WILL_REPLY;
     }
-    /* Who waits for requests or memory waits for acknowledgements, perhaps those of others. */
-    return owes_reply || connection->receiving != NULL || connection->skip_bytes > 0 ||
-                   connection->awaits_requests || connection->wants_memory
+    /* Who waits for requests or memory waits for acknowledgements, perhaps those of others; and who
+     * waits for a turn keeps receive buffers. */
+    bool waits = connection->awaits_requests || connection->wants_memory ||
+                 nbd_place_is_taken(&connection->limit_place) ||
+                 nbd_place_is_taken(&connection->turn_place);
+    return owes_reply || connection->receiving != NULL || connection->skip_bytes > 0 || waits
                ? STREAM_MAY_REPLY
                : STREAM_HAS_REPLIED;
 }

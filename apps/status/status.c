@@ -49,12 +49,12 @@ static void dump_tasks(void) {
     }
     const struct scheduler_stats *stats = scheduler_get_stats();
     log_text("scheduler: %llu turns, %llu switches, %llu sleeps, last look found %llu, spins found "
-             "%llu, rescued %llu, "
+             "%llu, put off %llu, rescued %llu, "
              "stalls %llu",
              (unsigned long long)stats->turns, (unsigned long long)stats->switches,
              (unsigned long long)stats->sleeps, (unsigned long long)stats->looks_that_found,
-             (unsigned long long)stats->spins_that_found, (unsigned long long)stats->rescued,
-             (unsigned long long)stats->stalls);
+             (unsigned long long)stats->spins_that_found, (unsigned long long)stats->put_off,
+             (unsigned long long)stats->rescued, (unsigned long long)stats->stalls);
 }
 
 static void dump_interrupts(void) {

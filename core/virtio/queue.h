@@ -90,7 +90,9 @@ void *virtqueue_look(const struct virtqueue *queue, unsigned behind, uint32_t *l
 /* True when the device left something to take, or broke the queue: memory loads only. */
 bool virtqueue_has_completed(const struct virtqueue *queue);
 /* The two indices that this compares, and what virtqueue_arm writes where it is an index, for a
- * poll source. */
+ * poll source. Whoever lets the source count as taken what is still to be taken has it armed behind
+ * that.
+ */
 struct poll_source;
 void virtqueue_watch(const struct virtqueue *queue, struct poll_source *source);
 
