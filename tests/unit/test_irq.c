@@ -106,6 +106,42 @@ TEST(a_shared_source_asks_all_its_handlers) {
     assert_int_equal(irq_spurious(), spurious);
 }
 
+/* However few places there are to look for handlers in. */
+TEST(an_interrupt_asks_no_handler_of_another_source) {
+    enum { SOURCES = 33, FIRST = 96 };
+    static struct handler handlers[SOURCES];
+    for (unsigned i = 0; i < SOURCES; i++) {
+        struct device_node node = node_of("neighbour", 5, FIRST + i);
+        handlers[i].is_mine = true;
+        assert_int_equal(irq_register(&node, handle, &handlers[i]), 0);
+    }
+    for (unsigned i = 0; i < SOURCES; i++) {
+        for (unsigned j = 0; j < SOURCES; j++) {
+            handlers[j].calls = 0;
+        }
+        pending[pending_count++] = FIRST + i;
+        assert_int_equal(irq_dispatch(), 1);
+        for (unsigned j = 0; j < SOURCES; j++) {
+            assert_int_equal(handlers[j].calls, j == i);
+        }
+    }
+}
+
+TEST(handlers_of_one_source_are_found_among_those_of_others) {
+    enum { SOURCE = 200, OTHER = SOURCE + 16 };
+    static struct handler handlers[4] = {
+        {.is_mine = true}, {.is_mine = true}, {.is_mine = true}, {.is_mine = true}};
+    for (unsigned i = 0; i < ARRAY_COUNT(handlers); i++) {
+        struct device_node node = node_of("among", 5, i % 2 == 0 ? SOURCE : OTHER);
+        assert_int_equal(irq_register(&node, handle, &handlers[i]), 0);
+    }
+    pending[pending_count++] = SOURCE;
+    assert_int_equal(irq_dispatch(), 1);
+    for (unsigned i = 0; i < ARRAY_COUNT(handlers); i++) {
+        assert_int_equal(handlers[i].calls, i % 2 == 0);
+    }
+}
+
 TEST(an_interrupt_that_nobody_knows_is_counted_and_completed) {
     (void)node_of("unknown", 5, 12);
     uint64_t spurious = irq_spurious();
