@@ -134,6 +134,44 @@ TEST(what_waits_behind_a_gap_is_given_up_when_buffers_run_short) {
     world_run(&small, gaps_fill_buffers);
 }
 
+/* The client sends so many bytes, and they are read. */
+static void read_bytes(size_t bytes) {
+    client_send(&client, world_text, bytes);
+    assert_int_equal(client_received(&client), bytes);
+    client_drop(&client);
+}
+
+static void few_consumed_bytes(void) {
+    begin();
+    const struct tcp_pcb *pcb = pcb_of(&client);
+    const struct tcp_stream *tcp = (const struct tcp_stream *)client.stream;
+    size_t window = pcb->rcv_wnd;
+    for (unsigned i = 0; i < 3; i++) {
+        read_bytes(NET_CONSUMED_TOLD_BYTES - 1);
+        assert_int_equal(tcp->consumed, NET_CONSUMED_TOLD_BYTES - 1);
+        assert_int_equal(pcb->rcv_wnd, window - (NET_CONSUMED_TOLD_BYTES - 1));
+        read_bytes(1);
+        assert_int_equal(tcp->consumed, 0);
+        assert_int_equal(pcb->rcv_wnd, window);
+        read_bytes(2 * NET_CONSUMED_TOLD_BYTES);
+        assert_int_equal(pcb->rcv_wnd, window);
+    }
+    /* Whoever closes has no more to come that they could be told with. */
+    read_bytes(1);
+    client_reply(&client, 0, 100); /* it stays until this is acknowledged */
+    assert_int_equal(pcb->rcv_wnd, window - 1);
+    client_close(&client, false);
+    world_settle();
+    assert_int_equal(pcb->state, ESTABLISHED);
+    assert_int_equal(tcp->consumed, 0);
+    assert_int_equal(pcb->rcv_wnd, window);
+    client_acknowledge(&client, 100);
+}
+
+TEST(a_few_consumed_bytes_are_told_with_the_next_ones) {
+    world_run(&plain, few_consumed_bytes);
+}
+
 static void full_send_buffer(void) {
     begin();
     struct stream *stream = client.stream;
