@@ -332,7 +332,7 @@ static enum stream_outlook outlook(const struct nbd_connection *connection) {
     bool waits = connection->awaits_requests || connection->wants_memory ||
                  nbd_place_is_taken(&connection->limit_place) ||
                  nbd_place_is_taken(&connection->turn_place);
-    return owes_reply || connection->receiving != NULL || connection->skip_bytes > 0 || waits
+    return connection->receiving != NULL || connection->skip_bytes > 0 || waits
                ? STREAM_MAY_REPLY
                : STREAM_HAS_REPLIED;
 }
