@@ -6,6 +6,7 @@
 #include "config/limits.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
+#include "core/task/timer.h"
 #include "tests/unit/unit.h"
 
 enum { RINGS = 3, SPIN_US = 50, STEP_US = 100, LOOKS_MAX = 200 };
@@ -207,6 +208,41 @@ TEST(behind_what_may_wait_the_device_is_asked_anew_before_the_sleep) {
     assert_int_equal(scheduler_get_stats()->put_off, 3);
     assert_int_equal(scheduler_get_stats()->sleeps, 1);
     assert_int_equal(scheduler_get_stats()->rescued, 0);
+}
+
+/* In one wait: no turn of the scheduler between, and each time asked for the next entry. */
+TEST(a_sleep_that_only_what_may_wait_has_ended_goes_on) {
+    begin();
+    host_set_idle(put_asleep, NULL);
+    add(ring);
+    ring->may_wait = 3;
+    unit_run_task(wait_for_ring, ring);
+    const struct scheduler_stats *stats = scheduler_get_stats();
+    assert_int_equal(ring->written, 4);
+    assert_int_equal(ring->asked, 4); /* once for each, and not again in the turn that follows */
+    assert_int_equal(ring->index_asleep, 3);
+    assert_int_equal(stats->sleeps, 4);
+    assert_int_equal(stats->put_off, 3);
+    assert_int_equal(stats->rescued, 0);
+    assert_int_equal(stats->turns, 3); /* the task's beginning, the wait, its end */
+    assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + 40);
+}
+
+static void cancel_wait(void *arg) {
+    event_signal(arg);
+}
+
+/* A timer that is due, or somebody who is ready, ends it all the same. */
+TEST(a_sleep_over_what_may_wait_ends_when_a_timer_is_due) {
+    static struct timer timer;
+    begin();
+    host_set_idle(put_asleep, NULL);
+    add(ring);
+    ring->may_wait = 1000;
+    timer_set(&timer, UNIT_CLOCK_START_NS + 25, cancel_wait, &ring->event);
+    unit_run_task(wait_for_ring, ring);
+    assert_int_equal(scheduler_get_stats()->sleeps, 3);
+    assert_int_equal(woken_ns, UNIT_CLOCK_START_NS + 30);
 }
 
 TEST(what_comes_behind_what_may_wait_ends_the_wait_without_a_sleep) {
