@@ -457,9 +457,12 @@ static void sleep_once(void) {
     }
 }
 
-static void sleep_until_something_happens(void) {
+/* The time from which on it has waited for what has ended it. */
+static uint64_t sleep_until_something_happens(void) {
     uint64_t put_off;
+    uint64_t began_ns;
     do {
+        began_ns = now_ns;
         has_found = look_before_sleep();
         if (has_found) {
             stats.looks_that_found++;
@@ -474,6 +477,7 @@ static void sleep_until_something_happens(void) {
     for (unsigned i = 0; i < source_count; i++) {
         disarm(i);
     }
+    return began_ns;
 }
 
 /* Looks at the rings for a while before it is worth telling the devices, sleeping and being woken.
@@ -529,8 +533,7 @@ static void wait_until_something_happens(void) {
         }
         spin_trust /= 2;
     }
-    uint64_t began_ns = now_ns;
-    sleep_until_something_happens();
+    uint64_t began_ns = sleep_until_something_happens();
     bool was_short = now_ns - began_ns <= SPIN_AUTO_WAIT_US * NS_PER_US;
     spin_trust = !was_short ? 0 : spin_trust < SPIN_AUTO_WAITS ? spin_trust + 1 : spin_trust;
 }
