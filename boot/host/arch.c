@@ -198,8 +198,8 @@ _Noreturn void arch_stop(void) {
 bool arch_frame_leave(struct arch_frame *frame, uintptr_t return_address, uintptr_t low,
                       uintptr_t high) {
     (void)return_address; /* every function keeps it */
-    if (low > high || frame->at > high || frame->at < low ||
-        frame->at - low < 2 * sizeof(uintptr_t) || frame->at % sizeof(uintptr_t) != 0) {
+    if (frame->at > high || frame->at < low || frame->at - low < 2 * sizeof(uintptr_t) ||
+        frame->at % sizeof(uintptr_t) != 0) {
         return false;
     }
     const uintptr_t *end = (const uintptr_t *)frame->at;

@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "boot/arch.h"
 #include "config/limits.h"
 #include "core/dev/fwcfg.h"
+#include "core/symbols.h"
 #include "net/checksum.h"
 #include "tests/guest/guest.h"
 
@@ -85,6 +87,54 @@ static void a_file_of_the_host_is_read_whole_or_refused(void) {
     EXPECT(fwcfg_read_file("etc/boot-fail-wait", buf, 3) == -E2BIG);
 }
 
+/* A function of which the image knows that it keeps where it returns to: it calls another. */
+__attribute__((noinline)) static void keeps_its_return(unsigned count) {
+    guest_say("%u", count);
+    guest_say("%u", count + 1);
+}
+
+/* A stack as the function leaves it, with somebody else's return address where its own is to be. */
+static void a_backtrace_knows_whether_a_function_has_its_frame(void) {
+    static uintptr_t stack[64];
+    uintptr_t low = (uintptr_t)stack;
+    uintptr_t high = low + sizeof stack;
+    uintptr_t in = (uintptr_t)keeps_its_return + 1;
+    uintptr_t caller = (uintptr_t)guest_say + 2;
+    uintptr_t other = (uintptr_t)guest_random + 2;
+    struct symbol_frame known = symbols_frame(in);
+    struct arch_frame frame = {.behind = in, .at = low};
+    keeps_its_return(1);
+    EXPECT(known.return_at != 0 && known.bytes > known.return_at && known.bytes < sizeof stack);
+    stack[known.return_at / sizeof stack[0]] = caller;
+    /* The register says the same, points into the function itself, or is not the newest's. */
+    const uintptr_t registers[] = {caller, in + 1, 0};
+    for (unsigned i = 0; i < sizeof registers / sizeof registers[0]; i++) {
+        frame = (struct arch_frame){.behind = in, .at = low};
+        EXPECT(arch_frame_leave(&frame, registers[i], low, high));
+        EXPECT(frame.behind == caller && frame.at == low + known.bytes);
+    }
+    /* It says something else: there is no frame yet, or no more. */
+    frame = (struct arch_frame){.behind = in, .at = low};
+    EXPECT(arch_frame_leave(&frame, other, low, high));
+    EXPECT(frame.behind == other && frame.at == low);
+    /* The frame that the stack had no room for is behind it all the same. */
+    frame = (struct arch_frame){.behind = in, .at = low};
+    EXPECT(arch_frame_leave(&frame, other, low + known.bytes, high));
+    EXPECT(frame.behind == other && frame.at == low + known.bytes);
+    /* What is no address of code, or not all in the stack, ends it. */
+    const struct arch_frame begun = {.behind = in, .at = low};
+    frame = begun;
+    EXPECT(!arch_frame_leave(&frame, 0, low, low + known.bytes - 1));
+    frame.at = low + 1;
+    EXPECT(!arch_frame_leave(&frame, 0, low, high));
+    frame.at = high + 8;
+    EXPECT(!arch_frame_leave(&frame, other, low, high));
+    stack[known.return_at / sizeof stack[0]] = low;
+    frame = begun;
+    EXPECT(!arch_frame_leave(&frame, 0, low, high));
+    EXPECT(frame.behind == begun.behind && frame.at == begun.at);
+}
+
 const struct guest_test guest_library_tests[] = {
     {"printf_speaks_64_bit_numbers", printf_speaks_64_bit_numbers},
     {"printf_speaks_widths_and_strings", printf_speaks_widths_and_strings},
@@ -93,5 +143,7 @@ const struct guest_test guest_library_tests[] = {
     {"the_checksum_agrees_with_pairs_of_bytes", the_checksum_agrees_with_pairs_of_bytes},
     {"a_file_that_the_host_did_not_give_is_absent", a_file_that_the_host_did_not_give_is_absent},
     {"a_file_of_the_host_is_read_whole_or_refused", a_file_of_the_host_is_read_whole_or_refused},
+    {"a_backtrace_knows_whether_a_function_has_its_frame",
+     a_backtrace_knows_whether_a_function_has_its_frame},
     {NULL, NULL},
 };
