@@ -198,9 +198,7 @@ static bool is_sum_right(struct pbuf *packet, const struct tcp_pcb *pcb) {
     return sum == 0;
 }
 
-/* Out of line: in the middle of the network task's round there would be too few registers. */
-__attribute__((noinline)) bool tcp_input_continue(struct pbuf *packet, const struct netif *netif,
-                                                  bool is_sum_known) {
+bool tcp_input_continue(struct pbuf *packet, const struct netif *netif, bool is_sum_known) {
     const struct ip_hdr *ip = packet->payload;
     const struct tcp_hdr *header = (const void *)(ip + 1);
     struct tcp_stream *tcp = continued(packet, netif);
