@@ -42,10 +42,10 @@
 #define SPIN_AUTO_US 30
 /* But only after so many waits in a row none of which took longer than so long (a sleep's wake-up
  * included, which a spin saves), and which brought no more than so many ring entries each: a single
- * request is three, a frame in, the disk's answer, a frame out. */
+ * request is three, a frame in, the disk's answer, and the reply's acknowledgement. */
 #define SPIN_AUTO_WAITS       8
 #define SPIN_AUTO_WAIT_US     200
-#define SPIN_AUTO_ENTRIES_MAX 4
+#define SPIN_AUTO_ENTRIES_MAX 3
 /* An appliance whose scheduler has not turned for this long is ended with a report (key `watchdog`,
  * 0 for never). */
 #define WATCHDOG_S     10

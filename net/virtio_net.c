@@ -351,6 +351,14 @@ bool virtio_net_send_tcp(struct virtio_net *net, struct pbuf *frame, uint16_t cu
     return true;
 }
 
+/* Only as long as it is, the send ring is looked at, and armed. */
+static void want_room(struct virtio_net *net) {
+    if (!net->wants_room) {
+        net->wants_room = true;
+        scheduler_add_source(&net->send_source);
+    }
+}
+
 int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment_bytes) {
     if (net->is_broken) {
         return -EIO;
@@ -381,7 +389,7 @@ int virtio_net_send(struct virtio_net *net, struct pbuf *frame, uint16_t segment
         error = put_in(net, frame, count);
     }
     if (error != 0) {
-        net->wants_room = true;
+        want_room(net);
         net_counters.send_ring_full++;
         return -EAGAIN;
     }
@@ -397,16 +405,17 @@ uint64_t virtio_net_reclaimed(const struct virtio_net *net) {
     return net->reclaimed;
 }
 
-static bool has_less_than(const struct virtio_net *net, unsigned eighths) {
-    return (virtqueue_in_flight(net->receive) + net->free_count) * 8 < net->packet_count * eighths;
+/* All buffers that no packet occupies. */
+static unsigned buffers_left(const struct virtio_net *net) {
+    return virtqueue_in_flight(net->receive) + net->free_count;
 }
 
 bool virtio_net_is_short_of_buffers(const struct virtio_net *net) {
-    return has_less_than(net, NET_RX_PRESSURE_EIGHTHS);
+    return buffers_left(net) < net->short_below;
 }
 
 bool virtio_net_is_out_of_buffers(const struct virtio_net *net) {
-    return has_less_than(net, NET_RX_RESERVE_EIGHTHS);
+    return buffers_left(net) < net->out_below;
 }
 
 bool virtio_net_link_is_up(struct virtio_net *net) {
@@ -474,14 +483,11 @@ static void receive_disarm(void *arg) {
 
 static bool send_pending(void *arg) {
     const struct virtio_net *net = arg;
-    return net->wants_room && !net->is_broken && virtqueue_has_completed(net->send);
+    return !net->is_broken && virtqueue_has_completed(net->send);
 }
 
 static void send_arm(void *arg) {
-    const struct virtio_net *net = arg;
-    if (net->wants_room) {
-        virtqueue_arm(net->send);
-    }
+    virtqueue_arm(((struct virtio_net *)arg)->send);
 }
 
 static void send_disarm(void *arg) {
@@ -493,9 +499,12 @@ bool virtio_net_wants_room(const struct virtio_net *net) {
 }
 
 bool virtio_net_take_room(struct virtio_net *net) {
-    bool had_wanted = net->wants_room;
+    if (!net->wants_room) {
+        return false;
+    }
     net->wants_room = false;
-    return had_wanted;
+    scheduler_remove_source(&net->send_source);
+    return true;
 }
 
 static void config_changed(void *arg) {
@@ -522,7 +531,6 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event) {
                                             .pending = send_pending,
                                             .arm = send_arm,
                                             .disarm = send_disarm,
-                                            .is_wanted = &net->wants_room,
                                             .arg = net,
                                             .event = event};
     virtqueue_watch(net->receive, &net->receive_source);
@@ -530,7 +538,6 @@ void virtio_net_set_event(struct virtio_net *net, struct event *event) {
     net->receive_source.taken = &net->looked_at;
     virtqueue_watch(net->send, &net->send_source);
     scheduler_add_source(&net->receive_source);
-    scheduler_add_source(&net->send_source);
     net->transport->config_changed = config_changed;
     net->transport->config_changed_arg = net;
 }

@@ -57,7 +57,9 @@ struct virtio_net {
     uint8_t *buffers;
     unsigned fresh; /* packets never used so far: memory is touched when it is needed */
     struct packet *free_packets;
-    unsigned free_count; /* fresh ones included */
+    unsigned free_count;  /* fresh ones included */
+    unsigned short_below; /* with so few buffers left: virtio_net_is_short_of_buffers */
+    unsigned out_below;   /* virtio_net_is_out_of_buffers */
     size_t buffer_bytes;
     size_t pad; /* of buffers that the device gets from now on */
     size_t pad_max;

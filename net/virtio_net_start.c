@@ -164,6 +164,11 @@ static size_t buffer_offset_for(size_t buffer_bytes) {
     return buffer_bytes >= 2 * PAGE_BYTES ? PAGE_BYTES - BEFORE : 0;
 }
 
+/* With fewer than this there are less than so many eighths. */
+static unsigned eighths_of(unsigned count, unsigned eighths) {
+    return (count * eighths + 7) / 8;
+}
+
 /* One buffer less than there is room for: what it leaves is enough to align the others. */
 static int create_packets(struct virtio_net *net) {
     struct io_buffer *memory = net->transport->node->dma_buffer;
@@ -181,6 +186,8 @@ static int create_packets(struct virtio_net *net) {
     }
     net->buffers = (uint8_t *)buffers + offset;
     net->free_count = net->packet_count;
+    net->short_below = eighths_of(net->packet_count, NET_RX_PRESSURE_EIGHTHS);
+    net->out_below = eighths_of(net->packet_count, NET_RX_RESERVE_EIGHTHS);
     net->pad = BUFFER_PAD;
     net->pad_max = offset > 0 ? BUFFER_PAD_MAX : BUFFER_PAD;
     return 0;

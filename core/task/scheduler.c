@@ -63,7 +63,6 @@ static struct {
     const volatile uint16_t *written;
     const uint16_t *taken;
     volatile uint16_t *event_index;
-    const bool *is_wanted;
     uint16_t taken_before; /* when there was last nothing to do */
 } looks[POLL_SOURCES_MAX];
 static unsigned source_count;
@@ -78,6 +77,7 @@ static uint64_t stall_ns = TASK_STALL_MS * NS_PER_MS;
 static uint64_t spin_ns;
 static bool spin_is_auto;
 static bool has_found;      /* the wait that has ended: whoever it was for is signalled already */
+static bool is_quiet;       /* the last look before a sleep found nothing */
 static unsigned spin_trust; /* short waits in a row, of few entries each: see should_spin */
 static unsigned watchdog_s;
 static uint64_t watchdog_fed_ns;
@@ -288,7 +288,7 @@ int task_get_info(unsigned index, struct task_info *info) {
 static inline void arm(unsigned index) {
     if (looks[index].event_index == NULL) {
         sources[index]->arm(sources[index]->arg);
-    } else if (*looks[index].is_wanted) {
+    } else {
         *looks[index].event_index = *looks[index].taken;
     }
 }
@@ -304,12 +304,10 @@ static inline void disarm(unsigned index) {
 void scheduler_add_source(struct poll_source *source) {
     /* A source that is always asked has indices that always differ. */
     static const uint16_t differ[2] = {0, 1};
-    static const bool always = true;
     ASSERT(source_count < POLL_SOURCES_MAX);
     looks[source_count].written = source->written != NULL ? source->written : &differ[0];
     looks[source_count].taken = source->written != NULL ? source->taken : &differ[1];
     looks[source_count].event_index = source->event_index;
-    looks[source_count].is_wanted = source->is_wanted != NULL ? source->is_wanted : &always;
     looks[source_count].taken_before = *looks[source_count].taken;
     sources[source_count++] = source;
     source->event->is_external = true;
@@ -349,37 +347,26 @@ const struct scheduler_stats *scheduler_get_stats(void) {
     return &stats;
 }
 
-/* Out of line, as the next one: nearly every look finds nothing, and saves no registers for this.
- */
-__attribute__((noinline)) static void signal_source(const struct poll_source *source) {
-    event_signal(source->event);
-}
-
-__attribute__((noinline)) static bool ask_from(unsigned index) {
-    bool found = false;
-    for (; index < source_count; index++) {
-        uint16_t taken = *looks[index].taken;
-        if (*looks[index].written == taken) {
-            continue;
-        }
-        const struct poll_source *source = sources[index];
-        if (source->pending(source->arg)) {
-            signal_source(source);
-            found = true;
-        } else if (*looks[index].taken != taken) {
-            stats.put_off++;
-        }
+/* Out of line: nearly every look finds nothing, and saves no registers for this. */
+__attribute__((noinline)) static bool ask(unsigned index) {
+    const struct poll_source *source = sources[index];
+    uint16_t taken = *looks[index].taken;
+    if (source->pending(source->arg)) {
+        event_signal(source->event);
+        return true;
     }
-    return found;
+    stats.put_off += *looks[index].taken != taken;
+    return false;
 }
 
 static bool poll_sources(void) {
+    bool found = false;
     for (unsigned i = 0; i < source_count; i++) {
         if (*looks[i].written != *looks[i].taken) {
-            return ask_from(i);
+            found |= ask(i);
         }
     }
-    return false;
+    return found;
 }
 
 static unsigned look_for_interrupts(void) {
@@ -464,6 +451,7 @@ static uint64_t sleep_until_something_happens(void) {
     do {
         began_ns = now_ns;
         has_found = look_before_sleep();
+        is_quiet = !has_found;
         if (has_found) {
             stats.looks_that_found++;
             break;
@@ -608,7 +596,9 @@ __attribute__((noinline)) static void do_chores(void) {
 static void turn(void) {
     stats.turns++;
     timers_fire(now_ns);
-    if (!has_found) {
+    /* Not before the look that comes before the sleep, where that finds nothing; where it does, it
+     * has cost more than this one. */
+    if (!has_found && (ready_count > 0 || !is_quiet)) {
         (void)poll_sources(); /* its signals are its result */
     }
     has_found = false;
@@ -618,6 +608,7 @@ static void turn(void) {
     if (ready_count == 0) {
         if (log_drain(LOG_BYTES_PER_TURN)) {
             now_ns = arch_clock_ns();
+            is_quiet = false; /* that took its time */
             return;
         }
         wait_until_something_happens();
@@ -658,6 +649,7 @@ void scheduler_forget(void) {
     sleep_barrier = NULL;
     irq_dispatch = NULL;
     has_found = false;
+    is_quiet = false;
     chores_ns = 0;
     irq_looked_ns = 0;
     translations_ns = 0;

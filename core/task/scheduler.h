@@ -22,9 +22,8 @@ struct poll_source {
      * count it as taken and say false. */
     bool (*pending)(void *arg);
     /* Where the device reads behind which of its entries it is to interrupt: then it is asked for
-     * one by this and not by the functions below, as long as `is_wanted` (NULL: always). */
+     * one by this and not by the functions below. */
     volatile uint16_t *event_index;
-    const bool *is_wanted;
     /* Ask the device for an interrupt from now on, or no longer. Memory stores only. */
     void (*arm)(void *arg);
     void (*disarm)(void *arg);

@@ -4,6 +4,7 @@
 
 #include "boot/host/host.h"
 #include "config/limits.h"
+#include "core/log.h"
 #include "core/task/scheduler.h"
 #include "core/task/task.h"
 #include "core/task/timer.h"
@@ -19,7 +20,6 @@ struct ring {
     volatile uint16_t written;
     uint16_t taken;
     volatile uint16_t event_index;
-    bool is_wanted;
     unsigned may_wait; /* so many times, what is there is put off */
     bool is_no_news;   /* what is there is nobody's concern */
     unsigned asked;
@@ -112,13 +112,11 @@ static void begin(void) {
 }
 
 static void add(struct ring *added) {
-    added->is_wanted = true;
     added->source = (struct poll_source){.name = "ring",
                                          .written = &added->written,
                                          .taken = &added->taken,
                                          .pending = pending,
                                          .event_index = &added->event_index,
-                                         .is_wanted = &added->is_wanted,
                                          .arg = added,
                                          .event = &added->event};
     scheduler_add_source(&added->source);
@@ -146,34 +144,6 @@ TEST(a_ring_is_armed_for_its_next_entry_and_disarmed_by_an_entry_that_has_passed
         assert_int_equal(ring->index_asleep, at);
         assert_int_equal(ring->event_index, (uint16_t)(at - 1));
     }
-}
-
-TEST(a_ring_that_nobody_wants_interrupts_of_is_disarmed_and_not_armed) {
-    begin();
-    add(ring);
-    ring->is_wanted = false;
-    for (uint16_t at = UINT16_MAX - 5; at != 5; at++) {
-        uint16_t before = ring->event_index;
-        ring->written = at;
-        ring->taken = at;
-        scheduler_run();
-        assert_int_equal(ring->index_asleep, before);
-        assert_int_equal(ring->event_index, (uint16_t)(at - 1));
-    }
-    ring->is_wanted = true;
-    scheduler_run();
-    assert_int_equal(ring->index_asleep, 4);
-}
-
-TEST(a_ring_that_says_nothing_of_it_is_always_wanted) {
-    begin();
-    add(ring);
-    scheduler_remove_source(&ring->source);
-    ring->source.is_wanted = NULL;
-    ring->is_wanted = false;
-    scheduler_add_source(&ring->source);
-    scheduler_run();
-    assert_int_equal(ring->index_asleep, 0);
 }
 
 TEST(a_ring_keeps_its_indices_when_another_goes) {
@@ -320,6 +290,98 @@ TEST(what_one_ring_has_is_found_whatever_the_others_say) {
         unit_run_task(wait_for_ring, &rings[i]);
         assert_int_equal(scheduler_get_stats()->looks_that_found, 1);
         assert_int_equal(scheduler_get_stats()->sleeps, 0);
+    }
+}
+
+/* --- How often rings are looked at --- */
+
+static struct poll_source always_asked;
+static unsigned asked_always;
+static unsigned asked_asleep[3]; /* before each sleep */
+static unsigned asked_before_piece[8];
+static unsigned pieces;
+
+static bool count_asks(void *unused) {
+    (void)unused;
+    asked_always++;
+    return false;
+}
+
+static void change_nothing(void *unused) {
+    (void)unused;
+}
+
+static void stop_at_third_sleep(void *unused, uint64_t deadline_ns) {
+    (void)unused;
+    (void)deadline_ns;
+    uint64_t sleeps = scheduler_get_stats()->sleeps;
+    asked_asleep[sleeps - 1] = asked_always;
+    has_interrupt = true;
+    if (sleeps == ARRAY_COUNT(asked_asleep)) {
+        scheduler_stop();
+    }
+}
+
+static void begin_counting(struct event *woken) {
+    begin();
+    asked_always = 0;
+    pieces = 0;
+    always_asked = (struct poll_source){.name = "always",
+                                        .pending = count_asks,
+                                        .arm = change_nothing,
+                                        .disarm = change_nothing,
+                                        .event = woken};
+    scheduler_add_source(&always_asked);
+}
+
+TEST(where_looks_find_nothing_there_is_one_before_a_sleep_and_one_after) {
+    begin_counting(&ring->event);
+    host_set_idle(stop_at_third_sleep, NULL);
+    scheduler_run();
+    assert_int_equal(asked_asleep[0], 2); /* at first it is not known */
+    assert_int_equal(asked_asleep[1], 4);
+    assert_int_equal(asked_asleep[2], 6);
+}
+
+static void put_twice_and_wait(void *arg) {
+    struct ring *awaited = arg;
+    wait_for_ring(awaited); /* for what comes in the barrier */
+    assert_int_equal(barriers, 1);
+    put(awaited);
+    wait_for_ring(awaited);
+    assert_int_equal(barriers, 1); /* found before any ring was armed */
+    scheduler_stop();
+}
+
+TEST(where_a_look_before_a_sleep_has_found_something_the_next_is_earlier) {
+    begin();
+    add(ring);
+    puts_in_barrier = 1;
+    unit_run_task(put_twice_and_wait, ring);
+    assert_int_equal(ring->taken, 2);
+    assert_int_equal(scheduler_get_stats()->looks_that_found, 1);
+    assert_int_equal(scheduler_get_stats()->sleeps, 0);
+}
+
+static size_t note_asks(void *unused, const char *text, size_t length) {
+    (void)unused;
+    (void)text;
+    assert_true(pieces < ARRAY_COUNT(asked_before_piece));
+    asked_before_piece[pieces++] = asked_always;
+    return length;
+}
+
+TEST(between_two_pieces_of_the_log_rings_are_looked_at) {
+    begin_counting(&ring->event);
+    scheduler_run(); /* from here on, nothing is found */
+    log_set_sink(note_asks, NULL);
+    log_text("so many letters that they go to the console in four pieces, none of which may keep "
+             "the rings waiting");
+    scheduler_run();
+    log_set_sink(NULL, NULL);
+    assert_int_equal(pieces, 4);
+    for (unsigned i = 1; i < pieces; i++) {
+        assert_int_equal(asked_before_piece[i], asked_before_piece[i - 1] + 1);
     }
 }
 

@@ -4,10 +4,12 @@
 #include <lwip/pbuf.h>
 #include <string.h>
 
+#include "boot/host/host.h"
 #include "config/limits.h"
 #include "core/config.h"
 #include "core/mem/io_buffer.h"
 #include "core/task/scheduler.h"
+#include "core/task/task.h"
 #include "net/counters.h"
 #include "tests/unit/fake_card.h"
 #include "tests/unit/unit.h"
@@ -272,6 +274,60 @@ TEST(a_frame_that_the_device_keeps_bounds_how_many_are_sent_behind_it) {
     virtio_net_flush(net);
     assert_int_equal(virtio_net_reclaimed(net), RING + 1);
     assert_int_equal(frame->ref, 1);
+    pbuf_free(frame);
+    scheduler_forget();
+    fake_card_unplug();
+}
+
+static bool is_armed; /* the send ring, during the last sleep (VIRTIO 1.3, 2.7.7) */
+
+static void look_whether_it_is_armed(void *unused, uint64_t deadline_ns) {
+    (void)unused;
+    (void)deadline_ns;
+    is_armed = card.send.available[0] == 0;
+    scheduler_stop();
+}
+
+static void wait_for_room(void *event) {
+    assert_int_equal(task_wait(event, UNIT_CLOCK_START_NS + NS_PER_S), 0);
+}
+
+TEST(the_send_ring_is_armed_only_as_long_as_room_is_wanted) {
+    enum { RING = 4 };
+    static uint8_t sent[CARD_FRAME_MAX];
+    fake_card_set_up(0);
+    card.ring_max = RING;
+    assert_int_equal(fake_card_probe(), 0);
+    net = virtio_net_first();
+    struct event event = {0};
+    virtio_net_set_event(net, &event);
+    host_set_idle(look_whether_it_is_armed, NULL);
+    struct pbuf *frame = pbuf_alloc(PBUF_LINK, 60, PBUF_RAM);
+    for (unsigned round = 0; round < 3; round++) {
+        while (virtio_net_send(net, frame, 1460) == 0) {
+        }
+        assert_int_equal(virtio_net_send(net, frame, 1460),
+                         -EAGAIN); /* once more: wanted already */
+        virtio_net_flush(net);
+        scheduler_run();
+        assert_true(is_armed);
+        assert_false(event.is_set);
+        assert_int_equal(fake_card_take(sent), 60);
+        unit_run_task(wait_for_room, &event);
+        while (fake_card_take(sent) > 0) {
+        }
+        virtio_net_flush(net);
+        assert_true(virtio_net_take_room(net));
+        assert_false(virtio_net_take_room(net));
+        event_clear(&event);
+        assert_int_equal(virtio_net_send(net, frame, 1460), 0);
+        virtio_net_flush(net);
+        assert_int_equal(fake_card_take(sent), 60);
+        scheduler_run();
+        assert_false(is_armed);
+        assert_false(event.is_set); /* whatever the device has read */
+        virtio_net_flush(net);
+    }
     pbuf_free(frame);
     scheduler_forget();
     fake_card_unplug();
