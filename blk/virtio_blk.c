@@ -281,6 +281,10 @@ static bool issue_again(struct disk *disk, struct block_part *part, bool *any) {
     return true;
 }
 
+static bool may_issue(const struct disk *disk) {
+    return disk->retry_first != NULL || block_queue_has_work(&disk->block);
+}
+
 static bool issue_all(struct disk *disk) {
     static struct block_part part; /* large, and one task runs at a time: not on the stack */
     bool any = false;
@@ -387,8 +391,7 @@ static bool makes_no_sense(const struct disk *disk) {
 /* After a round that did something: would another one at once do more? What is in flight is told of
  * by the ring, which the scheduler looks at in every turn. */
 static bool has_more(const struct disk *disk) {
-    return disk->retry_first != NULL || block_queue_has_work(&disk->block) ||
-           virtqueue_has_completed(disk->queue);
+    return may_issue(disk) || virtqueue_has_completed(disk->queue);
 }
 
 static void disk_task(void *arg) {
@@ -435,13 +438,14 @@ static bool disk_serve(struct block_device *block) {
         }
         return false;
     }
-    if (makes_no_sense(disk) || !has_more(disk)) {
-        return false; /* of the former its task has been told */
+    if (makes_no_sense(disk)) {
+        return false; /* its task has been told */
     }
-    if (issue_all(disk)) {
+    /* Either saves many registers, and has nothing to do in most rounds of a single request. */
+    if (may_issue(disk) && issue_all(disk)) {
         scheduler_read_clock(); /* what took its time is done already */
     }
-    bool any = reap(disk);
+    bool any = virtqueue_has_completed(disk->queue) && reap(disk);
     if (makes_no_sense(disk) || has_more(disk)) {
         event_signal(&disk->wake);
     }

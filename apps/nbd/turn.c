@@ -12,6 +12,7 @@ static struct nbd_turns disks[BLOCK_DEVICES_MAX];
 static unsigned disk_count;
 static unsigned depth;
 static unsigned turn_requests;
+static unsigned waiting_count; /* at all disks */
 
 void nbd_turns_init(unsigned pieces) {
     unsigned share = pieces / NBD_TURNS_PER_DEPTH;
@@ -42,16 +43,22 @@ bool nbd_turn_begins(struct nbd_connection *connection) {
         connection->turn_left = turn_requests;
         return true;
     }
+    waiting_count += !nbd_place_is_taken(&connection->turn_place);
     nbd_line_join(&turns->line, &connection->turn_place, connection);
     return false;
 }
 
+static void leave(struct nbd_turns *turns, struct nbd_place *place) {
+    nbd_line_leave(&turns->line, place);
+    waiting_count--;
+}
+
 struct nbd_connection *nbd_turns_next(void) {
-    for (unsigned i = 0; i < disk_count; i++) {
+    for (unsigned i = 0; waiting_count > 0 && i < disk_count; i++) {
         struct nbd_place *place = disks[i].line.first;
         if (place != NULL && has_room(&disks[i])) {
             struct nbd_connection *connection = place->connection;
-            nbd_line_leave(&disks[i].line, place);
+            leave(&disks[i], place);
             connection->turn_left = turn_requests;
             return connection;
         }
@@ -61,7 +68,7 @@ struct nbd_connection *nbd_turns_next(void) {
 
 void nbd_turn_leave(struct nbd_connection *connection) {
     if (nbd_place_is_taken(&connection->turn_place)) {
-        nbd_line_leave(&connection->turns->line, &connection->turn_place);
+        leave(connection->turns, &connection->turn_place);
     }
 }
 

@@ -354,11 +354,7 @@ static inline void make_available(struct virtqueue *queue, uint16_t head, uint32
     chain->writable = writable;
     queue->available->heads[queue->available_index & (queue->size - 1)] = head;
     queue->available_index++;
-    queue->stats.added++;
     queue->in_flight++;
-    if (queue->in_flight > queue->stats.in_flight_peak) {
-        queue->stats.in_flight_peak = queue->in_flight;
-    }
 }
 
 int virtqueue_add(struct virtqueue *queue, const struct segment *segments, unsigned out_count,
@@ -452,8 +448,13 @@ static bool device_wants_notify(const struct virtqueue *queue, uint16_t before, 
 
 /* Makes visible what was added since the last time; false when that is nothing. */
 static inline bool publish(struct virtqueue *queue) {
-    if (queue->published_index == queue->available_index) {
+    uint16_t count = (uint16_t)(queue->available_index - queue->published_index);
+    if (count == 0) {
         return false;
+    }
+    queue->stats.added += count;
+    if (queue->in_flight > queue->stats.in_flight_peak) {
+        queue->stats.in_flight_peak = queue->in_flight;
     }
     /* Descriptors and heads must be seen before the index that publishes them (2.7.13.3). */
     arch_barrier_write();
@@ -546,7 +547,6 @@ static inline void *release_chain(struct virtqueue *queue, uint16_t head) {
     queue->chains[chain->last].next = queue->free_head;
     queue->free_head = head;
     queue->free_count += chain->count;
-    ASSERT(queue->free_count <= queue->size && queue->in_flight > 0);
     queue->in_flight--;
     return token;
 }
