@@ -156,6 +156,12 @@
 #define NET_HEADS_KEPT 4
 /* A stream that was closed has this long to get its last bytes to the peer. */
 #define NET_CLOSE_TIMEOUT_MS 10000
+/* A peer that has not acknowledged what was sent to it so long ago is given up, however it answers
+ * otherwise (RFC 9293, 3.9.1.1, "user timeout"; key `user-timeout`). Long enough for a client that
+ * was stopped for a while. Some networks never tell that a client has left: QEMU's user network
+ * takes a few hundred bytes at each repetition from then on. */
+#define NET_USER_TIMEOUT_S     300
+#define NET_USER_TIMEOUT_S_MAX 604800
 
 /* NBD. Clients beyond the limit are refused by closing; the limit frees itself. */
 #define NBD_CONNECTIONS_MAX 64

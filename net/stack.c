@@ -413,11 +413,14 @@ static void size_connections(void) {
     uint16_t fallback = info.sends_large ? NET_SEGMENT_BYTES_MAX : wire_segment;
     uint64_t segment = config_number("segment", 536, NET_SEGMENT_BYTES_MAX, fallback);
     uint64_t keep_alive_s = config_number("keepalive", 1, 7200, TCP_KEEPIDLE_DEFAULT / 1000);
+    uint64_t user_timeout_s =
+        config_number("user-timeout", 0, NET_USER_TIMEOUT_S_MAX, NET_USER_TIMEOUT_S);
     struct tcp_stream_sizes sizes = {.wire_segment_bytes = wire_segment,
                                      .large_segment_bytes = (uint16_t)segment,
                                      .device_cuts = info.sends_large,
                                      .receive_bytes = info.receive_bytes,
-                                     .keep_alive_ms = (uint32_t)keep_alive_s * 1000};
+                                     .keep_alive_ms = (uint32_t)keep_alive_s * 1000,
+                                     .user_timeout_ms = (uint32_t)user_timeout_s * 1000};
     tcp_stream_set_sizes(&sizes);
     log_debug("net: window %u, segments of %u on a wire of %u", (unsigned)TCP_WND,
               (unsigned)segment, wire_segment);

@@ -48,6 +48,8 @@ struct tcp_stream {
     enum stream_outlook outlook;
     uint32_t unacknowledged; /* where what was received and not acknowledged begins, or before */
     uint64_t close_deadline_ns;
+    uint64_t due;       /* of `sent`, what is to be acknowledged within the user timeout, ... */
+    uint32_t due_since; /* ... which began then, in lwIP's ticks */
     uint64_t stale_answer_ns; /* stale acknowledgements are answered again from here on */
     uint64_t frames_at_death; /* sent by the device's count when the connection ended */
     struct tcp_way way;

@@ -653,6 +653,20 @@ static void tell_of_memory(void) {
     }
 }
 
+/* Once a tick: whatever was sent, the peer has to acknowledge within the user timeout, at the
+ * latest at the end of the next one. It may answer, and even acknowledge a little now and then. */
+static void watch_delivery(struct tcp_stream *tcp) {
+    uint32_t most = sizes.user_timeout_ms / TCP_SLOW_INTERVAL;
+    if (tcp->acknowledged >= tcp->due) {
+        tcp->due = tcp->sent;
+        tcp->due_since = tcp_ticks;
+    } else if (most != 0 && tcp_ticks - tcp->due_since > most) {
+        log_info("net: %s: has not taken in %u ms what was sent to it: given up", tcp->stream.peer,
+                 (unsigned)sizes.user_timeout_ms);
+        tcp_abort(tcp->pcb);
+    }
+}
+
 /* Asks a peer that has been silent whether it is there (RFC 1122, 4.2.3.6), and gives it up when it
  * never answers. By a segment from before all that it may lack: lwIP's own question lies before the
  * next byte to be sent. To a peer that has missed what comes before that, it is in the window and
@@ -729,6 +743,9 @@ void tcp_streams_retry_closed(void) {
 void tcp_streams_run(void) {
     tcp_stream_forget_newest();
     tell_of_memory();
+    static uint32_t ticks_before;
+    bool is_tick = tcp_ticks != ticks_before;
+    ticks_before = tcp_ticks;
     struct tcp_stream *next;
     for (struct tcp_stream *tcp = streams; tcp != NULL; tcp = next) {
         next = tcp->next;
@@ -744,6 +761,9 @@ void tcp_streams_run(void) {
         }
         if (tcp->pcb != NULL) {
             watch_peer(tcp->pcb);
+        }
+        if (is_tick && tcp->pcb != NULL) {
+            watch_delivery(tcp);
         }
         if (tcp->is_closing) {
             advance_close(tcp);

@@ -19,6 +19,7 @@ struct tcp_stream_sizes {
     bool device_cuts;             /* such into what the peer takes; else they arrive as one */
     size_t receive_bytes;         /* payload that all receive buffers hold */
     uint32_t keep_alive_ms;       /* silence after which a peer is asked whether it is there */
+    uint32_t user_timeout_ms;     /* within which bytes are to be acknowledged; 0: at any time */
 };
 /* Before the first client. */
 void tcp_stream_set_sizes(const struct tcp_stream_sizes *sizes);

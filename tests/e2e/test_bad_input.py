@@ -618,6 +618,20 @@ def test_a_client_that_never_reads_its_answers_stops_neither_others_nor_power_of
         appliance.stop()
 
 
+def test_a_client_that_never_reads_its_answers_is_given_up_in_the_end(
+    launch: Callable[..., Appliance],
+) -> None:
+    appliance = launch(SIZE, append="user-timeout=1")
+    with Wire(appliance) as stalled:
+        stalled.go()
+        stalled.send(request_bytes(Command.READ, 0, SIZE) * ALL_THAT_THE_HOST_BUFFERS)
+        appliance.wait_for_console("has not taken in 1000 ms what was sent to it: given up")
+        appliance.wait_until_idle()
+        with Wire(appliance) as other:
+            other.go()
+            assert other.read(0, 64 * KIB).data == bytes(64 * KIB)
+
+
 def test_clients_with_which_nothing_moves_cost_next_to_nothing(
     launch: Callable[..., Appliance],
 ) -> None:
