@@ -667,6 +667,22 @@ static void watch_delivery(struct tcp_stream *tcp) {
     }
 }
 
+/* Nothing is on its way, and the first segment that waits is longer than the peer's window. lwIP
+ * takes it for one of the wire's, and waits for the window to open or for a timer; but what fills
+ * one of the wire's may go at once (RFC 9293, 3.8.6.2.1). What remains of the segment is copied. */
+static void fill_window(struct tcp_pcb *pcb) {
+    const struct tcp_seg *segment = pcb->unsent;
+    if (pcb->snd_wnd < step_bytes || segment == NULL || segment->len <= pcb->snd_wnd) {
+        return;
+    }
+    size_t rest = segment->len - pcb->snd_wnd;
+    tcp_stream_forget_newest();
+    if (tcp_split_unsent_seg(pcb, (u16_t)pcb->snd_wnd) == ERR_OK) {
+        net_counters.bytes_copied += rest;
+        (void)tcp_output(pcb); /* what finds no room goes with the others that found none */
+    }
+}
+
 /* Asks a peer that has been silent whether it is there (RFC 1122, 4.2.3.6), and gives it up when it
  * never answers. By a segment from before all that it may lack: lwIP's own question lies before the
  * next byte to be sent. To a peer that has missed what comes before that, it is in the window and
@@ -677,6 +693,7 @@ static void watch_peer(struct tcp_pcb *pcb) {
     uint32_t interval_ms = sizes.keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
     if (pcb->persist_backoff != 0) {
         tcp_stream_mend_lengths(pcb);
+        fill_window(pcb);
     } else if (silent_ms > sizes.keep_alive_ms + KEEP_ALIVE_PROBES * interval_ms) {
         tcp_abort(pcb);
     } else if (silent_ms > sizes.keep_alive_ms + pcb->keep_cnt_sent * interval_ms) {
