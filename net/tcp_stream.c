@@ -420,7 +420,11 @@ void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes) {
 }
 
 static err_t sent(void *arg, struct tcp_pcb *pcb, u16_t bytes) {
-    (void)pcb; /* the stream's */
+    /* lwIP stops its timer for a closed window when it sends, and not when all that waited turns
+     * out to have been received: the timer would miss what it is to ask with, and panic. */
+    if (pcb->unsent == NULL) {
+        pcb->persist_backoff = 0;
+    }
     tcp_stream_acknowledged(arg, bytes);
     return ERR_OK;
 }
@@ -667,20 +671,58 @@ static void watch_delivery(struct tcp_stream *tcp) {
     }
 }
 
+/* Cuts the first segment that waits; what is behind the cut is copied. False without memory. */
+static bool cut_first(struct tcp_pcb *pcb, uint32_t bytes) {
+    size_t rest = pcb->unsent->len - bytes;
+    if (tcp_split_unsent_seg(pcb, (u16_t)bytes) != ERR_OK) {
+        return false;
+    }
+    net_counters.bytes_copied += rest;
+    return true;
+}
+
+/* Of a segment that was sent and is to be sent again, the peer may have acknowledged a part since.
+ * lwIP reckons its window from there, and for what lies before finds that it does not fit. */
+static void drop_acknowledged_front(struct tcp_stream *tcp) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    struct tcp_seg *first = pcb->unsent;
+    uint32_t bytes = pcb->lastack - lwip_ntohl(first->tcphdr->seqno);
+    if (bytes == 0 || bytes >= first->len || !cut_first(pcb, bytes)) {
+        return; /* also when it begins behind what is acknowledged: the difference is huge */
+    }
+    pcb->unsent = first->next;
+    pcb->snd_queuelen = (u16_t)(pcb->snd_queuelen - pbuf_clen(first->p));
+    pcb->snd_buf += bytes;
+    tcp_seg_free(first);
+    tcp_stream_acknowledged(tcp, bytes);
+}
+
 /* Nothing is on its way, and the first segment that waits is longer than the peer's window. lwIP
- * takes it for one of the wire's, and waits for the window to open or for a timer; but what fills
- * one of the wire's may go at once (RFC 9293, 3.8.6.2.1). What remains of the segment is copied. */
-static void fill_window(struct tcp_pcb *pcb) {
-    const struct tcp_seg *segment = pcb->unsent;
-    if (pcb->snd_wnd < step_bytes || segment == NULL || segment->len <= pcb->snd_wnd) {
+ * waits for the window to open or for a timer; but what fills one of the peer's segments, which are
+ * shorter than those that lwIP knows of, may go at once (RFC 9293, 3.8.6.2.1). By halves, so that
+ * what a slow peer takes in many small windows is not copied for each of them. */
+static void fill_window(struct tcp_stream *tcp) {
+    struct tcp_pcb *pcb = tcp->pcb;
+    if (pcb->unsent == NULL) {
         return;
     }
-    size_t rest = segment->len - pcb->snd_wnd;
     tcp_stream_forget_newest();
-    if (tcp_split_unsent_seg(pcb, (u16_t)pcb->snd_wnd) == ERR_OK) {
-        net_counters.bytes_copied += rest;
-        (void)tcp_output(pcb); /* what finds no room goes with the others that found none */
+    drop_acknowledged_front(tcp);
+    uint32_t length = pcb->unsent->len;
+    uint32_t room = pcb->lastack + pcb->snd_wnd - lwip_ntohl(pcb->unsent->tcphdr->seqno);
+    if (room == 0 || room < tcp->cut_bytes || room >= length) {
+        return;
     }
+    uint32_t part = room;
+    while (2 * part < length) {
+        part *= 2;
+    }
+    for (; part >= room; part /= 2) {
+        if (!cut_first(pcb, part)) {
+            return;
+        }
+    }
+    (void)tcp_output(pcb); /* what finds no room goes with the others that found none */
 }
 
 /* Asks a peer that has been silent whether it is there (RFC 1122, 4.2.3.6), and gives it up when it
@@ -688,12 +730,13 @@ static void fill_window(struct tcp_pcb *pcb) {
  * next byte to be sent. To a peer that has missed what comes before that, it is in the window and
  * no question (RFC 9293, 3.10.7.4). Where the window is closed the probes of it ask, and lwIP
  * counts them. */
-static void watch_peer(struct tcp_pcb *pcb) {
+static void watch_peer(struct tcp_stream *tcp) {
+    struct tcp_pcb *pcb = tcp->pcb;
     uint32_t silent_ms = (tcp_ticks - pcb->tmr) * TCP_SLOW_INTERVAL;
     uint32_t interval_ms = sizes.keep_alive_ms / KEEP_ALIVE_PROBES_PER_IDLE;
     if (pcb->persist_backoff != 0) {
         tcp_stream_mend_lengths(pcb);
-        fill_window(pcb);
+        fill_window(tcp);
     } else if (silent_ms > sizes.keep_alive_ms + KEEP_ALIVE_PROBES * interval_ms) {
         tcp_abort(pcb);
     } else if (silent_ms > sizes.keep_alive_ms + pcb->keep_cnt_sent * interval_ms) {
@@ -777,7 +820,7 @@ void tcp_streams_run(void) {
             send_owed_ack(tcp);
         }
         if (tcp->pcb != NULL) {
-            watch_peer(tcp->pcb);
+            watch_peer(tcp);
         }
         if (is_tick && tcp->pcb != NULL) {
             watch_delivery(tcp);

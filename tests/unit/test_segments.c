@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "config/limits.h"
-#include "net/counters.h"
 #include "net/tcp_connection.h"
 #include "tests/network_words.h"
 #include "tests/unit/net_world.h"
@@ -102,78 +101,6 @@ static void long_as_it_is(void) {
 TEST(without_a_device_that_cuts_only_a_peer_that_takes_the_wires_gets_the_long_ones_asked_for) {
     world_run(&(struct world_options){.hears_beginnings = true, .config = "segment=64240"},
               long_as_it_is);
-}
-
-/* --- A window that is shorter than a segment --- */
-
-/* The client reads so many bytes from `at` on as they come, telling of its window. No time passes,
- * and what comes at a time fills the window, but for the last of what was one segment. */
-static void expect_windows_full(size_t at, size_t bytes) {
-    size_t times = 0;
-    while (bytes > 0) {
-        size_t came = 0;
-        for (unsigned i = 0; i < world.heard_count; i++) {
-            const struct heard *heard = &world.heard[i];
-            size_t begin = heard->bytes < sizeof heard->data ? heard->bytes : sizeof heard->data;
-            assert_int_equal(heard->seq, client.due + came);
-            assert_memory_equal(heard->data, world_text + at + came, begin);
-            came += heard->bytes;
-        }
-        assert_in_range(came, 1, client.window);
-        client.due += (uint32_t)came;
-        at += came;
-        bytes -= came;
-        times++;
-        world_forget_heard();
-        client_say(&client, &(struct spoken){0});
-    }
-    assert_in_range(times, 1, TEXT / 2 / client.window + TEXT / 2 / (WINDOW / 2) + 2);
-    assert_int_equal(world.heard_count, 0);
-    assert_null(pcb_of(&client)->unacked);
-    assert_null(pcb_of(&client)->unsent);
-}
-
-static void begin_with_window(uint16_t window) {
-    begin_with(ETHERNET_MSS);
-    client.window = window;
-    client_send(&client, world_text, 10); /* which is what its window is believed for */
-    client_drop(&client);
-    world_forget_heard();
-}
-
-static void short_windows(void) {
-    static const uint16_t windows[] = {ETHERNET_MSS, ETHERNET_MSS + 1, 5000, 30000};
-    for (unsigned i = 0; i < ARRAY_COUNT(windows); i++) {
-        begin_with_window(windows[i]);
-        client_reply(&client, 500, TEXT / 2);
-        expect_windows_full(500, TEXT / 2);
-        end();
-    }
-    assert_true(net_counters.bytes_copied > 0);
-}
-
-TEST(what_fills_a_window_shorter_than_a_segment_goes_at_once) {
-    world_run(&(struct world_options){.hears_beginnings = true, .features = CUTS}, short_windows);
-}
-
-TEST(the_same_without_a_device_that_cuts) {
-    world_run(&(struct world_options){.hears_beginnings = true, .config = "segment=64240"},
-              short_windows);
-}
-
-static void silly_window(void) {
-    begin_with_window(ETHERNET_MSS - 1);
-    client_reply(&client, 0, TEXT / 2);
-    assert_int_equal(world.heard_count, 0);
-    for (unsigned ms = 0; ms < 5000 && world.heard_count == 0; ms += 50) {
-        world_pass_ms(50);
-    }
-    assert_int_equal(world_last_heard()->bytes, ETHERNET_MSS - 1);
-    end();
-}
-
-TEST(what_would_fill_less_than_a_frame_waits_for_a_timer) {
-    world_run(&(struct world_options){.hears_beginnings = true, .features = CUTS}, silly_window);
 }
 
 static void sent_again(void) {
