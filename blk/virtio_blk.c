@@ -389,7 +389,7 @@ static bool makes_no_sense(const struct disk *disk) {
 }
 
 /* After a round that did something: would another one at once do more? What is in flight is told of
- * by the ring, which the scheduler looks at in every turn. */
+ * by the ring, which the scheduler looks at before it sleeps. */
 static bool has_more(const struct disk *disk) {
     return may_issue(disk) || virtqueue_has_completed(disk->queue);
 }

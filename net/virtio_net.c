@@ -351,7 +351,8 @@ bool virtio_net_send_tcp(struct virtio_net *net, struct pbuf *frame, uint16_t cu
     return true;
 }
 
-/* Only as long as it is, the send ring is looked at, and armed. */
+/* Only as long as it is, the send ring is looked at, and armed. Else its event index stays where it
+ * is, and the device passes it once in 65536 frames: an interrupt for nothing. */
 static void want_room(struct virtio_net *net) {
     if (!net->wants_room) {
         net->wants_room = true;

@@ -11,7 +11,8 @@
 
 #include "core/task/event.h"
 
-/* A ring that a device writes: looked at by memory loads alone, once a turn. */
+/* A ring that a device writes: looked at by memory loads alone, once a turn, or before the sleep
+ * that the turn ends in. */
 struct poll_source {
     const char *name;
     /* Where the device counts what it has left, and how far that has been taken: only when they
@@ -32,7 +33,8 @@ struct poll_source {
 };
 
 /* `source` must stay as it is until removed. Panics past POLL_SOURCES_MAX: their number follows
- * from the devices, which are bounded before. */
+ * from the devices, which are bounded before: one of each disk, two of the network interface, of
+ * which one comes and goes. */
 void scheduler_add_source(struct poll_source *source);
 void scheduler_remove_source(struct poll_source *source);
 

@@ -47,6 +47,7 @@ struct sending {
 
 static struct device interface = {
     .name = "simulated interface", .id = VIRTIO_ID_NET, .queues = DEVICE_QUEUES};
+static bool has_told_mtu; /* what is on the wire when it is reset keeps to that */
 static bool is_looking;
 static uint64_t last_read_ns;
 static uint64_t last_done_ns;
@@ -209,7 +210,7 @@ bool net_takes_large_segments(void) {
 }
 
 unsigned net_mtu(void) {
-    return (interface.accepted & NET_F_MTU) != 0 ? plan.mtu : MTU_UNSAID;
+    return has_told_mtu ? plan.mtu : MTU_UNSAID;
 }
 
 static bool may_merge(void) {
@@ -477,6 +478,7 @@ static void notified(struct device *device, unsigned index) {
 
 static void started(struct device *device) {
     uint64_t needs_csum = NET_F_HOST_TSO4;
+    has_told_mtu = (device->accepted & NET_F_MTU) != 0;
     SIM_CHECK((device->accepted & needs_csum) == 0 || (device->accepted & NET_F_CSUM) != 0);
     SIM_CHECK((device->accepted & NET_F_GUEST_TSO4) == 0 ||
               (device->accepted & NET_F_GUEST_CSUM) != 0);
