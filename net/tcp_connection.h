@@ -80,7 +80,7 @@ void tcp_stream_release_acknowledged(struct tcp_stream *tcp);
 void tcp_stream_release_marks(struct tcp_stream *tcp, uint64_t up_to);
 
 /* lwIP's persist timer, and fill_window, cut the segment that a small window has no room for, and
- * reckons with every length in its chain, which tcp_send.c does not keep up to date. */
+ * reckon with every length in its chain, which tcp_send.c does not keep up to date. */
 void tcp_stream_mend_lengths(const struct tcp_pcb *pcb);
 
 /* --- tcp_output.c --- */

@@ -547,6 +547,7 @@ static inline void *release_chain(struct virtqueue *queue, uint16_t head) {
     queue->chains[chain->last].next = queue->free_head;
     queue->free_head = head;
     queue->free_count += chain->count;
+    ASSERT(queue->free_count <= queue->size && queue->in_flight > 0);
     queue->in_flight--;
     return token;
 }
