@@ -731,6 +731,9 @@ static void check_conversations(void) {
         all[i] = &talks[i];
     }
     conversations_explain(all, CLIENTS, &history);
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        conversation_free(&talks[i]);
+    }
 }
 
 static bool is_alone(void) {

@@ -192,17 +192,26 @@ static bool is_repeated(const struct conversation *talk, uint64_t cookie) {
     return false;
 }
 
+static struct client_request *next_request(struct conversation *talk) {
+    if (talk->count == talk->room) {
+        talk->room = talk->room == 0 ? 64 : 2 * talk->room;
+        talk->requests = realloc(talk->requests, talk->room * sizeof talk->requests[0]);
+        FUZZ_CHECK(talk->requests != NULL);
+    }
+    return &talk->requests[talk->count];
+}
+
 /* All that are whole, up to where the server must stop reading. */
 static void read_requests(struct conversation *talk, struct reader *in,
                           const struct disk_history *history) {
     bool is_extended = talk->mode == 2;
     uint32_t magic = is_extended ? 0x21e41c71 : 0x25609513;
-    while (talk->count < CLIENT_REQUESTS_MAX) {
+    for (;;) {
         const uint8_t *head = take(in, is_extended ? 32 : 28);
         if (head == NULL || number(head, 4) != magic || number(head + 6, 2) == DISC) {
             return;
         }
-        struct client_request *request = &talk->requests[talk->count];
+        struct client_request *request = next_request(talk);
         *request = (struct client_request){.flags = (uint16_t)number(head + 4, 2),
                                            .command = (uint16_t)number(head + 6, 2),
                                            .cookie = number(head + 8, 8),
@@ -406,9 +415,14 @@ void conversation_check(struct conversation *talk, const struct disk_history *hi
         return;
     }
     read_requests(talk, &in, history);
-    if (!talk->has_repeated_cookies && talk->count < CLIENT_REQUESTS_MAX) {
+    if (!talk->has_repeated_cookies) {
         read_replies(talk, &out, history);
     }
+}
+
+void conversation_free(struct conversation *talk) {
+    free(talk->requests);
+    *talk = (struct conversation){0};
 }
 
 /* --- The disk --- */

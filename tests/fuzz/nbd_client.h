@@ -5,7 +5,7 @@
 
 #include "tests/fuzz/fuzz.h"
 
-enum { CLIENT_REQUESTS_MAX = 256, CLIENT_BLOCK = 512 };
+enum { CLIENT_BLOCK = 512 };
 
 /* All that went one way. */
 struct transcript {
@@ -59,11 +59,15 @@ struct conversation {
     unsigned count;
     bool
         has_partial; /* behind the last: a write that was not sent to its end, but may have begun */
-    struct client_request requests[CLIENT_REQUESTS_MAX + 1];
+    struct client_request *requests; /* of conversation_check, for conversation_free */
+    unsigned room;
 };
 
 /* Reads the conversation, and checks everything that it says by itself. */
 void conversation_check(struct conversation *conversation, const struct disk_history *history);
+
+/* What conversation_check has kept of it. */
+void conversation_free(struct conversation *conversation);
 
 /* Every change of the disk was asked for, in the same words, by a request that could be done. */
 void conversations_explain(struct conversation *const *conversations, unsigned count,
