@@ -256,8 +256,8 @@ def test_a_greedy_client_does_not_starve_a_small_one(launch: Launch) -> None:
 def test_clients_of_a_disk_that_takes_little_take_turns(launch: Launch) -> None:
     """A depth of eight pieces makes turns of two requests: one who asks two things at a time comes in
     between those who have asked for sixty, and nobody's reply is lost."""
-    greedy, each, rounds = 6, 60, 40
-    appliance = launch(MIB, append="depth=8")
+    greedy, each, rounds, depth = 6, 60, 40, 8
+    appliance = launch(MIB, append=f"depth={depth}")
     with contextlib.ExitStack() as stack:
         wires = [stack.enter_context(Wire(appliance)) for _ in range(greedy)]
         for wire in wires:
@@ -270,6 +270,7 @@ def test_clients_of_a_disk_that_takes_little_take_turns(launch: Launch) -> None:
             assert [small.reply(512).error for _ in range(2)] == [Error.NONE] * 2
         for wire in wires:
             assert [wire.reply(512).error for _ in range(each)] == [Error.NONE] * each
-    found = re.search(r"vda: at most 8 pieces of requests at a time, has 0, waits (\d+)",
-                      appliance.status())
-    assert found is not None and int(found[1]) > greedy * each / 2 / 2, appliance.status()
+    status = appliance.status()
+    found = re.search(rf"vda: at most {depth} pieces of requests at a time, has 0, waits (\d+)", status)
+    # On a busy host they may come one after another; then each waits for its own pieces only.
+    assert found is not None and int(found[1]) >= greedy * (each // depth - 1), status
