@@ -9,7 +9,8 @@ usage: ./build.sh bench [PART] [--quick] [--net tap|user] [--mtu N] [--peers NAM
 Measures the appliance beside others that take turns with it, and prints medians, ranges and ratios.
 Without a PART, all but the profile:
 
-  load          fio: 4 KiB random and 1 MiB sequential, depths 1 to 128, 1 to 64 connections
+  load          fio, and a client that costs little: 4 KiB random and 1 MiB sequential, depths 1 to 128,
+                1 to 64 connections
   boot          time from the command to the first greeting, beside QEMU alone
   instructions  guest instructions for each request
   memory        the smallest memory that still serves

@@ -88,6 +88,7 @@ METRICS = (
 )
 PANELS = (
     *((it.title, it.metric) for it in (load.READ_DEPTH_1, load.READ_DEPTH_32, load.PEAK)),
+    *((it.title, it.metric) for it in (load.BARE_READ_DEPTH_1, load.BARE_READ_DEPTH_32)),
     *((it.title, it.metric) for it in (load.OVERLOAD, load.WRITE_DEPTH_1, load.WRITE_DEPTH_32)),
     *((it.title, it.metric) for it in (load.SEQUENTIAL_READ, load.SEQUENTIAL_WRITE)),
     (load.READ_DEPTH_32.title, load.latency_metric("p99")),
@@ -163,12 +164,13 @@ def measure_load(run: Run) -> None:
         contestant.place.set_queue_length(LOAD_QUEUE_PACKETS)
         contestant.start()
         progress(f"{contestant.name} serves")
+    client = load.build_client(run.work)
     try:
         for turn in range(run.plan.turns):
             for one in run.plan.loads:
                 suited = [it for it in run.contestants if one.suits(it)]
                 for contestant in in_turns(suited, turn):
-                    measure_one(run, one, contestant, turn)
+                    measure_one(run, one, contestant, client, turn)
             for contestant in run.contestants:
                 relate_overload(run, contestant.name, turn)
             run.write()
@@ -179,11 +181,15 @@ def measure_load(run: Run) -> None:
     run.about["failed and started anew"] = ", ".join(restarts) or "nobody"
 
 
-def measure_one(run: Run, one: load.Load, contestant: Contestant, turn: int) -> None:
+def measure_one(
+    run: Run, one: load.Load, contestant: Contestant, client: Path, turn: int
+) -> None:
     """Who fails is started anew and tried once more; that is told with the results."""
     for is_last in (False, True):
         try:
-            taken = load.measure(one, contestant, run.plan.seconds, run.plan.disk_mib)
+            taken = load.measure(
+                one, contestant, client, run.plan.seconds, run.plan.disk_mib
+            )
         except Failure as failure:
             progress(f"{contestant.name}: {failure}\n{contestant.log_tail()}")
             contestant.stop()
@@ -202,14 +208,16 @@ def measure_one(run: Run, one: load.Load, contestant: Contestant, turn: int) -> 
 
 
 def relate_overload(run: Run, name: str, turn: int) -> None:
-    """Throughput under overload, as a share of the best at lower load in the same turn."""
+    """Throughput under overload, as a share of the best that the same client read at lower load in
+    the same turn."""
     at_turn = [it for it in run.figures.taken if (it.contestant, it.turn) == (name, turn)]
-    reads = {it.load: it.value for it in at_turn if it.metric == load.OPERATIONS}
-    reads = {title: value for title, value in reads.items() if "random read" in title}
-    under = reads.pop(load.OVERLOAD.title, None)
-    if under is not None and reads:
-        share = 100 * under / max(reads.values())
-        run.figures.add(name, load.OVERLOAD.title, OVERLOAD_SHARE, turn, share)
+    rates = {it.load: it.value for it in at_turn if it.metric == load.OPERATIONS}
+    reads = [it for it in run.plan.loads if it.pattern == "randread" and it.title in rates]
+    for under in (it for it in reads if it.is_overload):
+        lower = [it for it in reads if it.is_bare == under.is_bare and not it.is_overload]
+        if lower:
+            share = 100 * rates[under.title] / max(rates[it.title] for it in lower)
+            run.figures.add(name, under.title, OVERLOAD_SHARE, turn, share)
 
 
 def measure_boot(run: Run) -> None:

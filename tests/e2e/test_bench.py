@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import socket
 import struct
+import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 import counting  # noqa: E402
 import load  # noqa: E402
 import picture  # noqa: E402
+from appliance import Appliance  # noqa: E402
+from bench import OVERLOAD_SHARE, Plan, Run, relate_overload  # noqa: E402
 from figures import Figures, number  # noqa: E402
+from nbd_wire import SIMPLE_REPLY_MAGIC  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -124,6 +131,98 @@ def test_a_starved_job_shows_and_late_ones_do_not_inflate_the_sum() -> None:
     assert taken[load.LEAST_SHARE] == pytest.approx(100 * 100 / 266.67, rel=0.01)
     answer["jobs"].append(job(0))
     assert load.evaluate(load.OVERLOAD, answer, 1.0, 1.0)[load.LEAST_SHARE] == 0
+
+
+def test_the_bare_clients_answer_becomes_rates_and_cost() -> None:
+    answer = {"elapsed_ns": 1_500_000_000, "operations": [3000]}
+    taken = load.evaluate_bare(load.BARE_READ_DEPTH_32, answer, 0.6)
+    assert taken == {load.OPERATIONS: 2000, load.CPU_PER_OPERATION: pytest.approx(200)}
+    streams = load.evaluate_bare(load.BARE_SEQUENTIAL_READ, answer, 0.6)
+    assert streams[load.THROUGHPUT] == pytest.approx(2000 * 1.048576)
+    many = {"elapsed_ns": 10**9, "operations": [100, 300]}
+    assert load.evaluate_bare(load.BARE_OVERLOAD, many, 1.0)[load.LEAST_SHARE] == 50
+
+
+def test_an_overload_is_related_to_what_the_same_client_read_at_lower_load(tmp_path: Path) -> None:
+    figures = Figures()
+    rates = {load.PEAK: 100, load.READ_DEPTH_32: 80, load.OVERLOAD: 90, load.WRITE_DEPTH_1: 500}
+    rates |= {load.BARE_READ_DEPTH_32: 200, load.BARE_OVERLOAD: 160}
+    for one, rate in rates.items():
+        figures.add("ours", one.title, load.OPERATIONS, 0, rate)
+    plan = Plan(False, tuple(rates), 1, 1, 1, 1.0, 1)
+    relate_overload(Run(plan, [], figures, {}, tmp_path, tmp_path, "tap"), "ours", 0)
+    shares = {it.load: it.value for it in figures.taken if it.metric == OVERLOAD_SHARE}
+    assert shares == {load.OVERLOAD.title: 90, load.BARE_OVERLOAD.title: 80}
+
+
+@pytest.fixture(scope="module")
+def bare_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return load.build_client(tmp_path_factory.mktemp("client"))
+
+
+def run_client(client: Path, port: int, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(client), "127.0.0.1", str(port), "", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def disk_bytes(appliance: Appliance, word: str) -> int:
+    """What the status dump counts; it leaves out what has never been done."""
+    found = re.search(rf"vda {word}: \d+ requests, (\d+) bytes", appliance.status())
+    return int(found.group(1)) if found is not None else 0
+
+
+@pytest.mark.parametrize("pattern", ["randread", "randwrite", "read", "write"])
+@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize("block", [4096, 1 << 20])
+def test_the_bare_client_counts_what_was_served(
+    appliance: Appliance, bare_client: Path, pattern: str, connections: int, block: int
+) -> None:
+    word = "write" if pattern.endswith("write") else "read"
+    before = disk_bytes(appliance, word)
+    done = run_client(
+        bare_client, appliance.port, pattern, str(block), "8", str(connections), "200"
+    )
+    assert done.returncode == 0, done.stderr
+    operations = json.loads(done.stdout)["operations"]
+    assert len(operations) == connections
+    assert min(operations) > 0
+    appliance.wait_until_idle()
+    assert disk_bytes(appliance, word) - before == sum(operations) * block
+    assert "without a disconnect" not in appliance.console()[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        (struct.pack(">IIQ", SIMPLE_REPLY_MAGIC, 5, 0), "request failed with error 5"),
+        (struct.pack(">IIQ", SIMPLE_REPLY_MAGIC, 0, 1), "not the reply to a request"),
+        (struct.pack(">IIQ", SIMPLE_REPLY_MAGIC + 1, 0, 0), "not the reply to a request"),
+        (b"", "nothing received: closed"),
+    ],
+)
+def test_the_bare_client_does_not_count_what_is_wrong(
+    bare_client: Path, reply: bytes, complaint: str
+) -> None:
+    def serve_once(listening: socket.socket) -> None:
+        connection = listening.accept()[0]
+        with connection:
+            connection.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
+            wanted = 4 + 16
+            while wanted > 0:
+                wanted -= len(connection.recv(wanted))
+            connection.sendall(struct.pack(">QH", 1 << 20, 1))
+            connection.recv(28)
+            connection.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve_once, args=(listening,), daemon=True)
+        server.start()
+        done = run_client(
+            bare_client, listening.getsockname()[1], "randread", "4096", "1", "1", "1000"
+        )
+        server.join(10)
+    assert done.returncode != 0
+    assert complaint in done.stderr
 
 
 @pytest.mark.parametrize(
