@@ -12,6 +12,8 @@
 #include "net/tcp_stream.h"
 #include "net/virtio_net.h"
 
+enum { LONG_SEGMENT_BYTES = 16 * 1024 };
+
 static struct tcp_stream *of(struct stream *stream) {
     return (struct tcp_stream *)stream;
 }
@@ -90,9 +92,29 @@ static bool begin_newest(struct tcp_stream *tcp, size_t bytes, unsigned buffers)
     return true;
 }
 
+/* A segment so long that nearly nothing is lost when what does not fit begins another. */
+static bool is_as_good_as_full(const struct tcp_stream *tcp) {
+    size_t limit = segment_limit(tcp->pcb);
+    return limit >= LONG_SEGMENT_BYTES && newest.room <= limit / 4;
+}
+
+/* The newest segment leaves before the others of its round when it is full, so that another can
+ * begin. Otherwise tcp_write would have to make one, and walk through its chain for every reply
+ * that follows. */
+static void send_full_newest(struct tcp_stream *tcp) {
+    if (newest.stream == tcp && is_as_good_as_full(tcp)) {
+        tcp_stream_forget_newest();
+        tcp_output_plain(tcp);
+    }
+}
+
 /* Room in a segment that has not left yet, for `bytes` more in so many buffers. */
 static bool makes_room(struct tcp_stream *tcp, size_t bytes, unsigned buffers) {
-    return fits_newest(tcp, bytes, buffers) || begin_newest(tcp, bytes, buffers);
+    if (fits_newest(tcp, bytes, buffers)) {
+        return true;
+    }
+    send_full_newest(tcp);
+    return begin_newest(tcp, bytes, buffers);
 }
 
 /* Of the lengths in the chain that lwIP keeps up to date, those between the first and the last
