@@ -19,8 +19,12 @@
 #include "core/task/scheduler.h"
 
 enum {
-    /* Requests taken from one connection before the next one gets its turn. */
-    REQUESTS_PER_ROUND = 64,
+    /* What is taken from one connection before the disk begins with it, and the next one gets its
+     * turn: a request is a step, and a piece of payload several. While many writes are done at
+     * once, what the client says meanwhile comes in long frames, of which only the first payload
+     * begins a page (virtio_net_begin_page). */
+    STEPS_PER_ROUND = 64,
+    PAYLOAD_STEPS = 3,
     /* The payload of a BLOCK_STATUS that names the one context there is. */
     FILTER_BYTES = NBD_STATUS_FILTER_BYTES + NBD_CONTEXT_ID_BYTES,
 };
@@ -338,13 +342,17 @@ static enum stream_outlook outlook(const struct nbd_connection *connection) {
 }
 
 bool nbd_transmission_run(struct nbd_connection *connection) {
-    unsigned budget = REQUESTS_PER_ROUND;
+    unsigned budget = STEPS_PER_ROUND;
     connection->awaits_requests = connection->state != NBD_TRANSMISSION;
     if (connection->finished_first != NULL) {
         take_finished(connection);
     }
-    while (budget > 0 && connection->state == NBD_TRANSMISSION && take_step(connection)) {
-        budget--;
+    while (budget >= PAYLOAD_STEPS && connection->state == NBD_TRANSMISSION) {
+        unsigned steps = connection->receiving != NULL ? PAYLOAD_STEPS : 1;
+        if (!take_step(connection)) {
+            break;
+        }
+        budget -= steps;
     }
     connection->turn_left = 0; /* what is left of a turn is not kept */
     if (connection->state != NBD_CLOSED) {
@@ -353,7 +361,7 @@ bool nbd_transmission_run(struct nbd_connection *connection) {
     if (connection->state != NBD_CLOSED) {
         connection->stream->ops->expect(connection->stream, outlook(connection));
     }
-    return budget == 0 && connection->state == NBD_TRANSMISSION;
+    return budget < PAYLOAD_STEPS && connection->state == NBD_TRANSMISSION;
 }
 
 bool nbd_transmission_is_idle(const struct nbd_connection *connection) {
