@@ -61,6 +61,9 @@ void tcp_stream_received(struct tcp_stream *tcp, struct pbuf *chain);
 /* The peer has `bytes` more of what was sent. */
 void tcp_stream_acknowledged(struct tcp_stream *tcp, size_t bytes);
 
+/* Sends what waits, as far as window and ring have room. */
+void tcp_stream_output(struct tcp_stream *tcp);
+
 /* --- tcp_send.c --- */
 
 /* Operations of a stream (stream.h). */

@@ -92,19 +92,20 @@ static bool begin_newest(struct tcp_stream *tcp, size_t bytes, unsigned buffers)
     return true;
 }
 
-/* A segment so long that nearly nothing is lost when what does not fit begins another. */
-static bool is_as_good_as_full(const struct tcp_stream *tcp) {
-    size_t limit = segment_limit(tcp->pcb);
-    return limit >= LONG_SEGMENT_BYTES && newest.room <= limit / 4;
+/* A segment so long that nearly nothing is lost when what does not fit begins another; not where
+ * the window is what bounds it, of which some would be left unused. */
+static bool is_as_good_as_full(const struct tcp_pcb *pcb, const struct tcp_seg *segment) {
+    size_t limit = segment_limit(pcb);
+    return limit == pcb->mss && limit >= LONG_SEGMENT_BYTES && segment->len >= limit - limit / 4;
 }
 
-/* The newest segment leaves before the others of its round when it is full, so that another can
- * begin. Otherwise tcp_write would have to make one, and walk through its chain for every reply
- * that follows. */
+/* The newest segment goes into the ring before the others of its round when it is full, so that
+ * another can begin. Otherwise tcp_write would have to make one, and walk through its chain for
+ * every reply that follows. */
 static void send_full_newest(struct tcp_stream *tcp) {
-    if (newest.stream == tcp && is_as_good_as_full(tcp)) {
-        tcp_stream_forget_newest();
-        tcp_output_plain(tcp);
+    if (newest.stream == tcp && is_as_good_as_full(tcp->pcb, newest.segment) &&
+        !virtio_net_wants_room(virtio_net_first())) {
+        tcp_stream_output(tcp);
     }
 }
 

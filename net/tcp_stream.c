@@ -326,19 +326,22 @@ static void tell_consumed(struct tcp_stream *tcp) {
     pcb->mss = segment;
 }
 
-static void stream_flush(struct stream *stream) {
-    struct tcp_stream *tcp = of(stream);
+void tcp_stream_output(struct tcp_stream *tcp) {
     struct tcp_pcb *pcb = tcp->pcb;
-    if (!tcp->needs_output || pcb == NULL) {
-        return;
-    }
-    tcp->needs_output = false;
     tcp_stream_forget_newest();
     if (pcb->unsent != NULL) {
         tcp_output_plain(tcp);
     }
     if (pcb->unsent != NULL || (pcb->flags & TF_ACK_NOW) != 0) {
         (void)tcp_output(pcb); /* what could not go now goes with the next acknowledgement */
+    }
+}
+
+static void stream_flush(struct stream *stream) {
+    struct tcp_stream *tcp = of(stream);
+    if (tcp->needs_output && tcp->pcb != NULL) {
+        tcp->needs_output = false;
+        tcp_stream_output(tcp);
     }
 }
 

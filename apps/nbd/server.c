@@ -264,7 +264,7 @@ static void follow_stream(struct nbd_connection *connection) {
 }
 
 /* Out of line: a round in which nobody has work saves no registers for it. */
-__attribute__((noinline)) static bool run(struct nbd_connection *connection) {
+__attribute__((noinline)) static bool run(struct nbd_connection *connection, bool takes_requests) {
     bool has_more = false;
     if (connection->state == NBD_HANDSHAKE) {
         nbd_handshake_run(connection);
@@ -272,7 +272,7 @@ __attribute__((noinline)) static bool run(struct nbd_connection *connection) {
     bool is_begun = connection->requests != NULL && connection->state != NBD_HANDSHAKE;
     /* What the handshake has left to say goes before any reply. */
     if (is_begun && (connection->state == NBD_CLOSED || nbd_handshake_flush(connection))) {
-        has_more = nbd_transmission_run(connection);
+        has_more = nbd_transmission_run(connection, takes_requests);
     }
     follow_stream(connection);
     if (connection->state == NBD_DRAINING) {
@@ -314,7 +314,7 @@ static void relieve_pressure(void) {
 }
 
 /* All that are in line; true when one of them has more to do at once. */
-static bool run_line(void) {
+static bool run_line(bool takes_requests) {
     struct nbd_connection *connection = run_first;
     run_first = NULL;
     run_last = NULL;
@@ -322,7 +322,7 @@ static bool run_line(void) {
     while (connection != NULL) {
         struct nbd_connection *next = connection->next_to_run;
         connection->has_work = false;
-        if (run(connection)) {
+        if (run(connection, takes_requests)) {
             (void)enqueue(connection); /* has_more says so */
             has_more = true;
         }
@@ -336,11 +336,11 @@ static bool run_line(void) {
 
 /* And those whose turn it is. */
 static bool run_all(void) {
-    bool has_more = run_line();
+    bool has_more = run_line(true);
     struct nbd_connection *next;
     while ((next = nbd_turns_next()) != NULL) {
         (void)enqueue(next); /* and runs now, if it was not in line already */
-        has_more |= run_line();
+        has_more |= run_line(true);
     }
     return has_more;
 }
@@ -352,12 +352,12 @@ static bool work(void *unused) {
         check_shutdown();
     }
     /* What the clients ask for goes to the disks at once, and what these have at once back to the
-     * clients. */
+     * clients, before these are asked what they want next: the next round gathers that. */
     is_working = true;
     block_gather();
     bool has_more = run_all();
     if (block_serve()) {
-        has_more |= run_all();
+        has_more |= run_line(false) || nbd_turns_are_awaited();
     }
     is_working = false;
     if (run_first != NULL) {

@@ -313,6 +313,13 @@ static bool take_request(struct nbd_connection *connection) {
 /* --- The round ---------------------------------------------------------------------------------
  */
 
+/* Nothing is under way, and the next request is not all there. */
+static bool is_short(struct nbd_connection *connection) {
+    connection->is_short =
+        connection->stream->ops->received(connection->stream) < nbd_request_bytes(connection->mode);
+    return connection->is_short;
+}
+
 /* One step of taking in; false when there is nothing to take in now. */
 static bool take_step(struct nbd_connection *connection) {
     if (connection->skip_bytes > 0) {
@@ -321,9 +328,7 @@ static bool take_step(struct nbd_connection *connection) {
     if (connection->receiving != NULL) {
         return nbd_write_receive(connection);
     }
-    connection->is_short =
-        connection->stream->ops->received(connection->stream) < nbd_request_bytes(connection->mode);
-    return !connection->is_short && take_request(connection);
+    return !is_short(connection) && take_request(connection);
 }
 
 static enum stream_outlook outlook(const struct nbd_connection *connection) {
@@ -341,19 +346,28 @@ static enum stream_outlook outlook(const struct nbd_connection *connection) {
                : STREAM_HAS_REPLIED;
 }
 
-bool nbd_transmission_run(struct nbd_connection *connection) {
+/* False when there is nothing to take in, or nothing that can be now. Where clients wait for turns,
+ * those of who writes are as long as those of who reads. */
+static bool take_in(struct nbd_connection *connection) {
+    unsigned payload_steps = nbd_turns_are_awaited() ? 1 : PAYLOAD_STEPS;
     unsigned budget = STEPS_PER_ROUND;
+    while (budget >= payload_steps && connection->state == NBD_TRANSMISSION) {
+        unsigned steps = connection->receiving != NULL ? payload_steps : 1;
+        if (!take_step(connection)) {
+            return false;
+        }
+        budget -= steps;
+    }
+    return connection->state == NBD_TRANSMISSION &&
+           (connection->skip_bytes > 0 || connection->receiving != NULL || !is_short(connection));
+}
+
+bool nbd_transmission_run(struct nbd_connection *connection, bool takes_requests) {
     connection->awaits_requests = connection->state != NBD_TRANSMISSION;
     if (connection->finished_first != NULL) {
         take_finished(connection);
     }
-    while (budget >= PAYLOAD_STEPS && connection->state == NBD_TRANSMISSION) {
-        unsigned steps = connection->receiving != NULL ? PAYLOAD_STEPS : 1;
-        if (!take_step(connection)) {
-            break;
-        }
-        budget -= steps;
-    }
+    bool has_more = takes_requests ? take_in(connection) : !connection->is_short;
     connection->turn_left = 0; /* what is left of a turn is not kept */
     if (connection->state != NBD_CLOSED) {
         nbd_replies_send(connection);
@@ -361,7 +375,7 @@ bool nbd_transmission_run(struct nbd_connection *connection) {
     if (connection->state != NBD_CLOSED) {
         connection->stream->ops->expect(connection->stream, outlook(connection));
     }
-    return budget < PAYLOAD_STEPS && connection->state == NBD_TRANSMISSION;
+    return has_more && connection->state == NBD_TRANSMISSION;
 }
 
 bool nbd_transmission_is_idle(const struct nbd_connection *connection) {

@@ -66,6 +66,10 @@ struct nbd_connection *nbd_turns_next(void) {
     return NULL;
 }
 
+bool nbd_turns_are_awaited(void) {
+    return waiting_count > 0;
+}
+
 void nbd_turn_leave(struct nbd_connection *connection) {
     if (nbd_place_is_taken(&connection->turn_place)) {
         leave(connection->turns, &connection->turn_place);

@@ -32,6 +32,9 @@ bool nbd_turn_begins(struct nbd_connection *connection);
 /* The next who waits at a disk that has room, with its turn; NULL when there is none. */
 struct nbd_connection *nbd_turns_next(void);
 
+/* Somebody waits for a turn. */
+bool nbd_turns_are_awaited(void);
+
 /* It does not wait any more. */
 void nbd_turn_leave(struct nbd_connection *connection);
 

@@ -160,11 +160,11 @@ def in_turns(contestants: Sequence[Contestant], turn: int) -> Sequence[Contestan
 
 
 def measure_load(run: Run) -> None:
+    client = load.build_client(run.work)
     for contestant in run.contestants:
         contestant.place.set_queue_length(LOAD_QUEUE_PACKETS)
         contestant.start()
         progress(f"{contestant.name} serves")
-    client = load.build_client(run.work)
     try:
         for turn in range(run.plan.turns):
             for one in run.plan.loads:

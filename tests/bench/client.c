@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -30,7 +31,7 @@
 
 enum {
     OPTION_EXPORT_NAME = 1,
-    CLIENT_FLAGS = 1 | 2, /* fixed newstyle, no zeroes */
+    HANDSHAKE_FLAGS = 1 | 2, /* fixed newstyle, no zeroes: the server's, and ours */
     GREETING_BYTES = 18,
     EXPORT_BYTES = 10, /* size and flags */
     REQUEST_MAGIC = 0x25609513,
@@ -66,6 +67,7 @@ struct connection {
     uint64_t next;   /* block of a sequential pattern */
     uint64_t operations;
     uint64_t payload_left; /* of the reply that is being read */
+    uint32_t cookie;       /* of that */
     size_t head_bytes;     /* of the next reply, that have been read */
     uint8_t head[REPLY_BYTES];
     unsigned in_flight;
@@ -165,8 +167,11 @@ static void shake_hands(struct connection *connection, const char *name) {
     if (memcmp(greeting, "NBDMAGICIHAVEOPT", 16) != 0) {
         fail("not an NBD server");
     }
+    if ((greeting[GREETING_BYTES - 1] & HANDSHAKE_FLAGS) != HANDSHAKE_FLAGS) {
+        fail("the server does not know the fixed newstyle handshake without zeroes");
+    }
     size_t name_bytes = strlen(name);
-    uint32_t flags = htonl(CLIENT_FLAGS);
+    uint32_t flags = htonl(HANDSHAKE_FLAGS);
     uint32_t option = htonl(OPTION_EXPORT_NAME);
     uint32_t length = htonl((uint32_t)name_bytes);
     char magic[8] = {'I', 'H', 'A', 'V', 'E', 'O', 'P', 'T'};
@@ -245,12 +250,14 @@ static void begin_reply(struct connection *connection) {
         fail("request failed with error %u", (unsigned)be32toh(error));
     }
     connection->is_pending[cookie] = false;
-    connection->idle[connection->idle_count++] = (uint32_t)cookie;
+    connection->cookie = (uint32_t)cookie;
     connection->payload_left = work.is_write ? 0 : work.block_bytes;
     connection->head_bytes = 0;
 }
 
+/* Only now another may take its place. */
 static void end_reply(struct connection *connection) {
+    connection->idle[connection->idle_count++] = connection->cookie;
     connection->in_flight--;
     connection->operations++;
 }
@@ -374,6 +381,7 @@ int main(int argc, char **argv) {
     if (strlen(argv[3]) > NAME_MAX_BYTES) {
         fail("the name of the export is too long");
     }
+    (void)signal(SIGPIPE, SIG_IGN); /* what is not sent is told */
     understand_pattern(argv[4]);
     work.block_bytes = (uint32_t)number(argv[5], 1, BLOCK_MAX_BYTES);
     work.depth = (unsigned)number(argv[6], 1, DEPTH_MAX);

@@ -1,5 +1,6 @@
 /* How much of one connection goes to the disk at once: apps/nbd/transmission.c. */
 #include "apps/nbd/wire.h"
+#include "net/counters.h"
 #include "tests/unit/nbd_world.h"
 #include "tests/unit/unit.h"
 
@@ -12,7 +13,8 @@ enum {
     WAVES_MAX = 16,
 };
 
-static unsigned waves[WAVES_MAX]; /* parts that the disk was given, each time */
+static unsigned waves[WAVES_MAX];       /* parts that the disk was given, each time */
+static uint64_t sent_before[WAVES_MAX]; /* frames */
 static unsigned wave_count;
 
 static void count_wave(struct block_device *device) {
@@ -20,11 +22,12 @@ static void count_wave(struct block_device *device) {
     (void)device; /* there is one */
     take_parts();
     assert_true(wave_count < WAVES_MAX);
+    sent_before[wave_count] = net_counters.frames_sent;
     waves[wave_count++] = nbd_part_count - before;
 }
 
-/* All of them are received before the server looks. */
-static void ask_at_once(struct talker *talker, uint16_t command, unsigned count) {
+/* The server does not look yet. */
+static void deliver(struct talker *talker, uint16_t command, unsigned count) {
     uint8_t frame[FRAME_MAX];
     uint8_t said[REQUEST_BYTES + BLOCK] = {0};
     size_t bytes = command == NBD_CMD_WRITE ? sizeof said : REQUEST_BYTES;
@@ -39,6 +42,10 @@ static void ask_at_once(struct talker *talker, uint16_t command, unsigned count)
         fake_card_deliver(frame, client_frame(&talker->client, &spoken, frame), 0);
         talker->client.at += (uint32_t)bytes;
     }
+}
+
+static void ask_at_once(struct talker *talker, uint16_t command, unsigned count) {
+    deliver(talker, command, count);
     wave_count = 0;
     world_settle();
 }
@@ -74,4 +81,111 @@ static void reading(void) {
 
 TEST(the_disk_begins_with_all_reads_that_a_client_waits_for) {
     with_server(0, reading);
+}
+
+/* --- A disk that has enough to do --- */
+
+/* While others wait for their turn, that of a writer is as long as theirs. */
+static void turns(void) {
+    enum { TURN = 32, DEPTH = 4 * TURN };
+    struct talker *reader = begin_simple(0, "disk");
+    struct talker *writer = begin_simple(1, "disk");
+    struct talker *next = begin_simple(2, "disk");
+    nbd_disk.wake = count_wave;
+    for (unsigned i = 0; i < DEPTH / TURN; i++) {
+        ask_at_once(reader, NBD_CMD_READ, TURN);
+    }
+    assert_int_equal(nbd_part_count, DEPTH);
+    ask_at_once(writer, NBD_CMD_WRITE, TURN);
+    ask_at_once(next, NBD_CMD_READ, TURN);
+    assert_int_equal(nbd_part_count, DEPTH);
+    assert_int_equal(wave_count, 0);
+    for (unsigned i = 0; i < TURN; i++) {
+        answer_at(nbd_parts[0].offset, 0);
+    }
+    assert_int_equal(nbd_part_count, DEPTH);
+    assert_int_equal(wave_count, 1);
+    assert_int_equal(waves[0], TURN);
+    answer_all();
+    hear_all();
+}
+
+TEST(a_writers_turn_is_as_long_as_a_readers) {
+    config.depth = 128;
+    with_server(0, turns);
+}
+
+/* --- A disk that answers at once --- */
+
+static unsigned wakes;
+
+static void count_wake(struct block_device *device) {
+    (void)device; /* there is one */
+    wakes++;
+}
+
+static bool serve_at_once(struct block_device *device) {
+    count_wave(device);
+    if (waves[wave_count - 1] == 0) {
+        wave_count--;
+        return false;
+    }
+    while (nbd_part_count > 0) {
+        block_queue_done(device, nbd_parts[--nbd_part_count].request, 0);
+    }
+    return true;
+}
+
+/* Replies leave before more is taken; and what is taken goes through `serve` like all else. */
+static void answered_at_once(uint16_t command, unsigned at_once) {
+    struct talker *talker = begin_simple(0, "disk");
+    nbd_disk.serve = serve_at_once;
+    nbd_disk.wake = count_wake;
+    wakes = 0;
+    ask_at_once(talker, command, 2 * at_once + 3);
+    assert_int_equal(wave_count, 3);
+    assert_int_equal(waves[0], at_once);
+    assert_int_equal(waves[1], at_once);
+    assert_int_equal(waves[2], 3);
+    assert_true(sent_before[1] > sent_before[0]);
+    assert_int_equal(wakes, 0);
+    hear_all();
+}
+
+static void writing_at_once(void) {
+    answered_at_once(NBD_CMD_WRITE, WRITES_AT_ONCE);
+}
+
+static void reading_at_once(void) {
+    answered_at_once(NBD_CMD_READ, READS_AT_ONCE);
+}
+
+TEST(what_a_round_leaves_goes_to_the_disk_in_the_next) {
+    with_server(0, writing_at_once);
+    with_server(0, reading_at_once);
+}
+
+/* Two have all that the disk takes at a time; nothing but their end tells the third's turn. */
+static void waiting_at_once(void) {
+    unsigned served = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        (void)begin_simple(i, "disk");
+    }
+    nbd_disk.serve = serve_at_once;
+    for (unsigned i = 0; i < 3; i++) {
+        deliver(&talkers[i], NBD_CMD_READ, READS_AT_ONCE);
+    }
+    wave_count = 0;
+    world_settle();
+    for (unsigned i = 0; i < wave_count; i++) {
+        served += waves[i];
+    }
+    assert_true(waves[0] < served);
+    assert_int_equal(served, 3 * READS_AT_ONCE);
+    hear_all();
+}
+
+TEST(who_waits_for_a_turn_has_it_when_the_disk_has_answered_at_once) {
+    config.depth = 128;
+    with_server(0, waiting_at_once);
 }
