@@ -217,7 +217,8 @@ void nbd_handshake_end(struct nbd_connection *connection);
 unsigned nbd_transmission_requests_in(size_t bytes);
 /* Allocates what transmission needs. -ENOMEM. */
 int nbd_transmission_begin(struct nbd_connection *connection);
-/* Takes requests, bounded, if it is to, and sends replies; true when there is more to do at once. */
+/* Takes requests, bounded, if it is to, and sends replies; true when there is more to do at once.
+ */
 bool nbd_transmission_run(struct nbd_connection *connection, bool takes_requests);
 /* No request is in flight and no reply unacknowledged. */
 bool nbd_transmission_is_idle(const struct nbd_connection *connection);

@@ -189,3 +189,22 @@ TEST(who_waits_for_a_turn_has_it_when_the_disk_has_answered_at_once) {
     config.depth = 128;
     with_server(0, waiting_at_once);
 }
+
+/* Behind as much as a round takes nothing more comes, and that has to be seen. */
+static void ending(void) {
+    struct talker *talker = begin_simple(0, "disk");
+    struct spoken end = {.flags = FIN | ACK};
+    uint8_t frame[FRAME_MAX];
+    nbd_disk.serve = serve_at_once;
+    wave_count = 0;
+    deliver(talker, NBD_CMD_WRITE, WRITES_AT_ONCE);
+    fake_card_deliver(frame, client_frame(&talker->client, &end, frame), 0);
+    world_settle();
+    talker->client.at++;
+    hear_all();
+    assert_true(talker->has_ended);
+}
+
+TEST(a_client_that_closes_behind_a_full_round_is_let_go) {
+    with_server(0, ending);
+}
