@@ -54,14 +54,15 @@ def functions() -> Iterator[tuple[str, int, list[str]]]:
 
 
 def frame_of(code: list[str]) -> Frame:
-    """As the instructions make it: steps of the stack pointer, and where the return address goes."""
+    """As the instructions make it: steps of the stack pointer, and where the return address goes.
+    When that is kept the register is one like others, and may go to the stack again."""
     size = 0
     kept = 0
     for instruction in code:
         if step := re.fullmatch(r"addi sp, sp, -(\d+)", instruction):
             size += int(step[1])
             kept += int(step[1]) if kept else 0
-        elif place := re.fullmatch(r"sd ra, (\d+)\(sp\)", instruction):
+        elif not kept and (place := re.fullmatch(r"sd ra, (\d+)\(sp\)", instruction)):
             kept = int(place[1])
     return Frame(size, kept)
 
