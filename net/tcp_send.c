@@ -12,7 +12,7 @@
 #include "net/tcp_stream.h"
 #include "net/virtio_net.h"
 
-enum { LONG_SEGMENT_BYTES = 16 * 1024 };
+enum { LONG_SEGMENT_BYTES = 16 * 1024 }; /* several small replies */
 
 static struct tcp_stream *of(struct stream *stream) {
     return (struct tcp_stream *)stream;

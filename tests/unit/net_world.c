@@ -225,6 +225,20 @@ void client_acknowledge(struct client *client, size_t bytes) {
     client_say(client, &(struct spoken){0});
 }
 
+size_t client_take_in(struct client *client, size_t at) {
+    size_t came = 0;
+    for (unsigned i = 0; i < world.heard_count; i++) {
+        const struct heard *heard = &world.heard[i];
+        size_t begin = heard->bytes < sizeof heard->data ? heard->bytes : sizeof heard->data;
+        assert_int_equal(heard->seq, client->due + came);
+        assert_memory_equal(heard->data, world_text + at + came, begin);
+        came += heard->bytes;
+    }
+    world_forget_heard();
+    client_acknowledge(client, came);
+    return came;
+}
+
 void client_connect(struct client *client, uint16_t port, const void *options, size_t bytes) {
     unsigned before = world.stream_count;
     uint16_t window = world.window != 0 ? world.window : UINT16_MAX;

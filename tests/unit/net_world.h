@@ -113,6 +113,9 @@ void client_say(const struct client *client, const struct spoken *spoken);
 void client_send(struct client *client, const void *data, size_t bytes);
 /* Acknowledges so many bytes more. */
 void client_acknowledge(struct client *client, size_t bytes);
+/* What was heard since it was forgotten last is the client's, follows what it has acknowledged, and
+ * is world_text from `at` on: so much, which it acknowledges. */
+size_t client_take_in(struct client *client, size_t at);
 /* Delivers a frame, and settles. */
 void world_deliver(const uint8_t *frame, size_t bytes);
 /* Makes the checksums of an IPv4 frame right again. */

@@ -69,25 +69,10 @@ static void send_in_pieces(unsigned index) {
     ops->mark(client.stream, &parcels[index].mark);
 }
 
-/* The next bytes of world_text from `at` on, in frames of so many bytes; acknowledged then. */
-static size_t take_in(size_t at) {
-    size_t came = 0;
-    for (unsigned i = 0; i < world.heard_count; i++) {
-        const struct heard *heard = &world.heard[i];
-        size_t known = heard->bytes < sizeof heard->data ? heard->bytes : sizeof heard->data;
-        assert_int_equal(heard->seq, client.due + came);
-        assert_memory_equal(heard->data, world_text + at + came, known);
-        came += heard->bytes;
-    }
-    world_forget_heard();
-    client_acknowledge(&client, came);
-    return came;
-}
-
 static void expect_all(size_t bytes) {
     size_t at = 0;
     while (world.heard_count > 0) {
-        at += take_in(at);
+        at += client_take_in(&client, at);
     }
     assert_int_equal(at, bytes);
     assert_int_equal(released, bytes / PART);
@@ -203,7 +188,7 @@ static void expect_filled(size_t first, size_t second, size_t limit) {
     world_settle();
     assert_int_equal(world.heard_count, 2);
     assert_int_equal(world.heard[0].bytes, limit);
-    assert_int_equal(take_in(0), first + second);
+    assert_int_equal(client_take_in(&client, 0), first + second);
 }
 
 static void filled(void) {

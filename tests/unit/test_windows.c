@@ -65,30 +65,13 @@ static bool is_persisting(void) {
     return pcb_of(&client)->persist_backoff != 0;
 }
 
-/* What was heard last follows what has been acknowledged, and is so much; it is acknowledged then.
- */
-static size_t take_in(size_t at) {
-    size_t came = 0;
-    for (unsigned i = 0; i < world.heard_count; i++) {
-        const struct heard *heard = &world.heard[i];
-        size_t begin = heard->bytes < sizeof heard->data ? heard->bytes : sizeof heard->data;
-        assert_int_equal(heard->seq, client.due + came);
-        assert_memory_equal(heard->data, world_text + at + came, begin);
-        came += heard->bytes;
-    }
-    client.due += (uint32_t)came;
-    world_forget_heard();
-    client_say(&client, &(struct spoken){0});
-    return came;
-}
-
 /* The client reads so many bytes from `at` on as they come, telling of its window. No time passes,
  * and what comes at a time fills the window, but for the last of what was one segment. */
 static void expect_windows_full(size_t at, size_t bytes) {
     size_t times = 0;
     size_t times_most = bytes / client.window + bytes / SEGMENT + 2;
     while (bytes > 0) {
-        size_t came = take_in(at);
+        size_t came = client_take_in(&client, at);
         assert_in_range(came, 1, client.window);
         at += came;
         bytes -= came;
@@ -157,7 +140,7 @@ static void no_memory(void) {
     assert_non_null(pcb_of(&client)->unsent);
     unit_allocations_until_failure(UNIT_ALL_SUCCEED);
     world_pass_ms(STEP_MS);
-    assert_int_equal(take_in(0), 5000);
+    assert_int_equal(client_take_in(&client, 0), 5000);
     end();
 }
 
@@ -176,16 +159,16 @@ static void last_byte(void) {
     begin(5000);
     client_reply(&client, 0, 5001);
     client.window = 0;
-    assert_int_equal(take_in(0), 5000);
+    assert_int_equal(client_take_in(&client, 0), 5000);
     pass_until(has_been_asked);
-    assert_int_equal(take_in(5000), 1);
+    assert_int_equal(client_take_in(&client, 5000), 1);
     assert_false(is_persisting());
     world_pass_ms(PATIENCE_MS); /* nobody asks again */
     assert_int_equal(world.heard_count, 0);
     client.window = WINDOW_MAX;
     client_say(&client, &(struct spoken){0});
     client_reply(&client, 0, 100);
-    assert_int_equal(take_in(0), 100);
+    assert_int_equal(client_take_in(&client, 0), 100);
     end();
 }
 
@@ -225,7 +208,7 @@ static void part_of_a_segment(uint16_t window) {
     size_t at = HAS;
     for (unsigned ms = 0; ms < 20 * PATIENCE_MS && at < BYTES; ms += STEP_MS) {
         world_pass_ms(STEP_MS);
-        at += hears() ? take_in(at) : 0;
+        at += hears() ? client_take_in(&client, at) : 0;
     }
     assert_int_equal(at, BYTES);
     assert_null(pcb_of(&client)->unsent);
