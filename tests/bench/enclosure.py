@@ -85,11 +85,9 @@ def make_memory_disk(mib: int) -> None:
 
 
 def make_disk(image: Path, mib: int) -> None:
-    """A disk without holes, which no server could answer from nothing."""
-    piece = os.urandom(1024 * 1024)
-    with image.open("wb") as disk:
-        for _ in range(mib):
-            disk.write(piece)
+    """A disk without holes, which no server could answer from nothing. Written in one piece, as its
+    copies are: of a tmpfs, pages that were taken piece by piece are read a tenth slower."""
+    image.write_bytes(os.urandom(1024 * 1024) * mib)
 
 
 def has_direct_io(folder: Path) -> bool:
