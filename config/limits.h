@@ -185,8 +185,9 @@
 #define NBD_TURNS_PER_DEPTH   4
 /* Pieces of each size that are kept for the next request of that size. */
 #define NBD_PAYLOAD_KEPT 64
-/* A WRITE up to this length is received whole before its first byte goes to the disk. */
-#define NBD_WRITE_WHOLE_BYTES    (64u * 1024)
+/* A WRITE up to this length, or what a connection may gather where memory is short, is received
+ * whole before its first byte goes to the disk; a longer one goes in pieces of it. */
+#define NBD_WRITE_WHOLE_BYTES    (256u * 1024)
 #define NBD_HANDSHAKE_TIMEOUT_MS 10000
 /* A long trim or zeroing goes to the disk in steps of so many device requests and bytes at most; of
  * zeroes that have to be written, so many bytes. Others get the disk in between. */
