@@ -183,6 +183,9 @@
 #define NBD_DISK_DEPTH_MAX    8192
 #define NBD_TURN_REQUESTS_MAX 32
 #define NBD_TURNS_PER_DEPTH   4
+/* And so many more in a round: what the disk answers at once goes to the clients while it is still
+ * in the processor's cache. */
+#define NBD_ROUND_PIECES 128
 /* Pieces of each size that are kept for the next request of that size. */
 #define NBD_PAYLOAD_KEPT 64
 /* A WRITE up to this length, or what a connection may gather where memory is short, is received

@@ -355,10 +355,12 @@ static bool work(void *unused) {
      * clients, before these are asked what they want next: the next round gathers that. */
     is_working = true;
     block_gather();
+    nbd_turns_begin_round();
     bool has_more = run_all();
     if (block_serve()) {
-        has_more |= run_line(false) || nbd_turns_are_awaited();
+        has_more |= run_line(false);
     }
+    has_more |= nbd_turns_go_on();
     is_working = false;
     if (run_first != NULL) {
         net_wake();

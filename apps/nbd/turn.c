@@ -37,9 +37,21 @@ static bool has_room(const struct nbd_turns *turns) {
     return turns->disk->stats.in_flight + turn_requests <= depth;
 }
 
+/* And in this round. */
+static bool may_begin(const struct nbd_turns *turns) {
+    unsigned in_flight = turns->disk->stats.in_flight;
+    return has_room(turns) && in_flight + turn_requests <= turns->had + NBD_ROUND_PIECES;
+}
+
+void nbd_turns_begin_round(void) {
+    for (unsigned i = 0; i < disk_count; i++) {
+        disks[i].had = disks[i].disk->stats.in_flight;
+    }
+}
+
 bool nbd_turn_begins(struct nbd_connection *connection) {
     struct nbd_turns *turns = connection->turns;
-    if (turns->line.first == NULL && has_room(turns)) {
+    if (turns->line.first == NULL && may_begin(turns)) {
         connection->turn_left = turn_requests;
         return true;
     }
@@ -56,7 +68,7 @@ static void leave(struct nbd_turns *turns, struct nbd_place *place) {
 struct nbd_connection *nbd_turns_next(void) {
     for (unsigned i = 0; waiting_count > 0 && i < disk_count; i++) {
         struct nbd_place *place = disks[i].line.first;
-        if (place != NULL && has_room(&disks[i])) {
+        if (place != NULL && may_begin(&disks[i])) {
             struct nbd_connection *connection = place->connection;
             leave(&disks[i], place);
             connection->turn_left = turn_requests;
@@ -68,6 +80,15 @@ struct nbd_connection *nbd_turns_next(void) {
 
 bool nbd_turns_are_awaited(void) {
     return waiting_count > 0;
+}
+
+bool nbd_turns_go_on(void) {
+    for (unsigned i = 0; waiting_count > 0 && i < disk_count; i++) {
+        if (disks[i].line.first != NULL && has_room(&disks[i])) {
+            return true;
+        }
+    }
+    return false;
 }
 
 void nbd_turn_leave(struct nbd_connection *connection) {

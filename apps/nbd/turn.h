@@ -16,6 +16,7 @@ struct nbd_connection;
 struct nbd_turns {
     const struct block_device *disk;
     struct nbd_line line;
+    unsigned had; /* pieces of requests, when the round began */
 };
 
 /* From when on requests wait: `depth` pieces of them on one disk. Before any connection is there.
@@ -32,8 +33,14 @@ bool nbd_turn_begins(struct nbd_connection *connection);
 /* The next who waits at a disk that has room, with its turn; NULL when there is none. */
 struct nbd_connection *nbd_turns_next(void);
 
+/* A round begins, in which each disk gets NBD_ROUND_PIECES more at most. */
+void nbd_turns_begin_round(void);
+
 /* Somebody waits for a turn. */
 bool nbd_turns_are_awaited(void);
+
+/* And may have it in the next round, whether a disk answers until then or not. */
+bool nbd_turns_go_on(void);
 
 /* It does not wait any more. */
 void nbd_turn_leave(struct nbd_connection *connection);

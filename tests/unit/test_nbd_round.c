@@ -1,6 +1,9 @@
 /* How much of one connection goes to the disk at once: apps/nbd/transmission.c. */
 #include "apps/nbd/wire.h"
+#include "boot/arch.h"
+#include "core/task/task.h"
 #include "net/counters.h"
+#include "net/stack.h"
 #include "tests/unit/nbd_world.h"
 #include "tests/unit/unit.h"
 
@@ -113,6 +116,31 @@ static void turns(void) {
 TEST(a_writers_turn_is_as_long_as_a_readers) {
     config.depth = 128;
     with_server(0, turns);
+}
+
+/* The disk has begun with some turns before the next are looked at, though nothing tells that it
+ * would have room for them. */
+static void rounds(void) {
+    for (unsigned i = 0; i < TALKERS; i++) {
+        (void)begin_simple(i, "disk");
+    }
+    nbd_disk.wake = count_wave;
+    for (unsigned i = 0; i < TALKERS; i++) {
+        deliver(&talkers[i], NBD_CMD_READ, READS_AT_ONCE);
+    }
+    wave_count = 0;
+    net_wake(); /* once */
+    task_sleep_until(arch_clock_ns() + NS_PER_MS);
+    assert_int_equal(wave_count, 2);
+    assert_int_equal(waves[0], NBD_ROUND_PIECES / READS_AT_ONCE * READS_AT_ONCE);
+    assert_int_equal(waves[0] + waves[1], TALKERS * READS_AT_ONCE);
+    answer_all();
+    hear_all();
+}
+
+TEST(a_round_gives_a_disk_some_turns_and_the_next_the_others) {
+    config.depth = NBD_DISK_DEPTH;
+    with_server(0, rounds);
 }
 
 /* --- A disk that answers at once --- */
