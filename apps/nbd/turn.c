@@ -8,6 +8,8 @@
 #include "core/log.h"
 #include "core/panic.h"
 
+_Static_assert(NBD_TURN_REQUESTS_MAX <= NBD_ROUND_PIECES, "a round has room for a turn");
+
 static struct nbd_turns disks[BLOCK_DEVICES_MAX];
 static unsigned disk_count;
 static unsigned depth;

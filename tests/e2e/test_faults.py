@@ -188,6 +188,10 @@ def test_a_client_that_leaves_while_its_requests_fail_harms_nobody(
             wire.send(request_bytes(Command.READ, 0, 4 * MIB) * 4)
             wire.send(request_bytes(Command.WRITE, 0, MIB, bytes(MIB), flags=CommandFlag.FUA))
             wire.reset()
+    with Wire(appliance) as patient:
+        patient.go(BAD)
+        # Of the others' writes perhaps nothing has come to the disk, and then its last flush is none.
+        assert patient.write(0, bytes(4 * KIB)) == Error.EIO
     expect_good_disk_served(appliance)
 
 
