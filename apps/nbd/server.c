@@ -358,9 +358,9 @@ static bool work(void *unused) {
     nbd_turns_begin_round();
     bool has_more = run_all();
     if (block_serve()) {
-        has_more |= run_line(false);
+        has_more |= run_line(false) || nbd_turns_are_awaited();
     }
-    has_more |= nbd_turns_go_on();
+    has_more |= nbd_turns_go_on(); /* whether the disks have answered or not */
     is_working = false;
     if (run_first != NULL) {
         net_wake();
